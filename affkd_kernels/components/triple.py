@@ -1,0 +1,37 @@
+"""Which triples are valid (contract section 4)."""
+
+from __future__ import annotations
+
+from .affinity import Affinity
+from .loss import Loss
+from .normalization import Normalization, Softmax
+
+NONNEGATIVE = (
+    "cosine(shifted=True), sqeuclidean, euclidean, rbf (exact, or an even taylor_order), "
+    "polynomial of even degree, or any affinity with clamp_min >= 0"
+)
+
+
+def check_triple(affinity: Affinity, normalization: Normalization, loss: Loss) -> None:
+    """Raise a ValueError that names what would be valid, unless the triple is."""
+    if normalization.needs_nonnegative and not affinity.nonnegative:
+        raise ValueError(
+            f"normalization {str(normalization)!r} needs a non-negative affinity, got "
+            f"{str(affinity)!r}; valid: {NONNEGATIVE}"
+        )
+    softmax = isinstance(normalization, Softmax)
+    if loss.needs_softmax and not softmax:
+        raise ValueError(
+            f"loss {loss.name!r} needs normalization 'softmax', got {str(normalization)!r}"
+        )
+    if loss.needs_distribution and not softmax:
+        if not normalization.distribution:
+            raise ValueError(
+                f"loss {loss.name!r} compares distributions, and {str(normalization)!r} gives none; "
+                "valid normalizations: 'softmax', or 'row_sum' or 'row_l1' of a non-negative affinity"
+            )
+        if not affinity.nonnegative:
+            raise ValueError(
+                f"loss {loss.name!r} with normalization {normalization.name!r} needs a non-negative "
+                f"affinity, got {str(affinity)!r}; valid: {NONNEGATIVE}; or normalization 'softmax'"
+            )

@@ -1,0 +1,28 @@
+"""What every fused kernel is asked for, and what it hands back."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from torch import Tensor
+
+
+class Needs(NamedTuple):
+    """The inputs whose gradient is wanted."""
+
+    student: bool = True
+    student_keys: bool = False
+    student_scale: bool = False
+
+
+class LossAndGrad(NamedTuple):
+    """A loss and its gradients, all in the computation dtype (float32 or float64).
+
+    Gradients stay in that dtype until the backward has multiplied them by the incoming gradient,
+    so that a loss scaler's factor reaches them before half precision can flush them to zero.
+    """
+
+    loss: Tensor  # []
+    grad_student: Tensor | None = None  # [N, Q, Ds]
+    grad_student_keys: Tensor | None = None  # [N, K, Ds]
+    grad_student_scale: Tensor | None = None  # []

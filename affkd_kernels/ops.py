@@ -1,0 +1,263 @@
+"""How a fused kernel becomes differentiable: an autograd.Function in eager, an op in a graph.
+
+Both compute loss and gradients in the forward call and multiply by the incoming gradient in the
+backward. Eager calls take the autograd.Function, which costs a third of a registered op's overhead;
+``torch.compile``, ``torch.export`` and ``torch.func`` see the op, which is opaque to them and keeps
+one graph for all batch sizes. ``reduction="none"`` cannot know the gradients beforehand: its
+backward asks for the gradient of the sum with ``row_weight`` multiplied by the incoming gradient.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .inputs import Inputs, canonical_inputs, from_items
+from .kernels import factored
+from .kernels.result import LossAndGrad, Needs
+from .spec import LossSpec, decode
+
+NAMESPACE = "affkd_kernels"
+
+_KERNELS: dict[str, ModuleType] = {"torch": factored}
+
+_TENSORS = (
+    "Tensor student, Tensor teacher, Tensor? student_keys, Tensor? teacher_keys, Tensor? mask, "
+    "Tensor? key_mask, Tensor? pair_mask, Tensor? row_weight, Tensor? student_scale, "
+    "Tensor? teacher_scale, str spec, str backend, str algorithm"
+)
+_NUM_TENSORS = len(Inputs._fields)
+
+
+def run_loss_and_grad(
+    spec: LossSpec, inputs: Inputs, needs: Needs, backend: str, algorithm: str
+) -> LossAndGrad:
+    if inputs.num_pairs == 0:
+        return _nothing(inputs, needs)
+    return _KERNELS[backend].loss_and_grad(spec, inputs, needs, algorithm)
+
+
+def run_row_losses(spec: LossSpec, inputs: Inputs, backend: str, algorithm: str) -> Tensor:
+    rows = inputs.num_keys if spec.axis == "column" else inputs.student.shape[1]
+    if inputs.num_pairs == 0:
+        return inputs.student.new_zeros((inputs.student.shape[0], rows), dtype=inputs.dtype)
+    return _KERNELS[backend].row_losses(spec, inputs, algorithm)
+
+
+def _nothing(inputs: Inputs, needs: Needs) -> LossAndGrad:
+    """No pair at all: 0.0 with zero gradients."""
+    dtype, keys = inputs.dtype, inputs.student_keys
+    zero = inputs.student.new_zeros((), dtype=dtype)
+    return LossAndGrad(
+        zero,
+        torch.zeros_like(inputs.student, dtype=dtype) if needs.student else None,
+        torch.zeros_like(keys, dtype=dtype) if needs.student_keys and keys is not None else None,
+        zero.clone() if needs.student_scale else None,
+    )
+
+
+# -- eager --
+
+
+class FusedLoss(torch.autograd.Function):
+    """The scalar loss of the caller's own tensors; the layout is undone in the backward."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, spec: LossSpec, backend: str, algorithm: str, *tensors: Tensor | None
+    ) -> Tensor:
+        inputs, _ = canonical_inputs(spec, *tensors)  # type: ignore[arg-type]
+        needs = Needs(*(ctx.needs_input_grad[3 + i] for i in _DIFFERENTIABLE))
+        result = run_loss_and_grad(spec, inputs, needs, backend, algorithm)
+        ctx.save_for_backward(*result[1:])
+        ctx.spec = spec
+        # not saved for backward: their values are not needed, so in-place changes are no error
+        ctx.features = [tensors[i] for i in _DIFFERENTIABLE]
+        return result.loss
+
+    @staticmethod
+    def backward(ctx: Any, grad_loss: Tensor) -> tuple[Tensor | None, ...]:
+        out: list[Tensor | None] = [None] * (3 + _NUM_TENSORS)
+        for i, like, saved in zip(_DIFFERENTIABLE, ctx.features, ctx.saved_tensors, strict=True):
+            if saved is None or like is None:
+                continue
+            gradient = (saved * grad_loss).to(like.dtype)
+            gradient = from_items(gradient, like, ctx.spec.items) if like.dim() else gradient
+            out[3 + i] = _once(gradient, like)
+        return tuple(out)
+
+
+class FusedRowLosses(torch.autograd.Function):
+    """The row losses [..., Q] of ``reduction="none"``; the backward recomputes."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, spec: LossSpec, backend: str, algorithm: str, *tensors: Tensor | None
+    ) -> Tensor:
+        inputs, rows_shape = canonical_inputs(spec, *tensors)  # type: ignore[arg-type]
+        rows = run_row_losses(spec, inputs, backend, algorithm)
+        ctx.save_for_backward(*tensors)
+        ctx.plan = (spec, backend, algorithm)
+        return rows.reshape(rows_shape)
+
+    @staticmethod
+    def backward(ctx: Any, grad_rows: Tensor) -> tuple[Tensor | None, ...]:
+        spec, backend, algorithm = ctx.plan
+        tensors = ctx.saved_tensors
+        needs = Needs(*(ctx.needs_input_grad[3 + i] for i in _DIFFERENTIABLE))
+        with torch.no_grad():
+            inputs, _ = canonical_inputs(spec, *tensors)
+            rows = grad_rows.reshape(grad_rows.numel() and (inputs.student.shape[0], -1) or (0, 0))
+            weighted = inputs._replace(row_weight=_times(rows, inputs.row_weight))
+            result = run_loss_and_grad(summed(spec), weighted, needs, backend, algorithm)
+        out: list[Tensor | None] = [None] * (3 + _NUM_TENSORS)
+        for i, gradient in zip(_DIFFERENTIABLE, result[1:], strict=True):
+            if gradient is not None:
+                gradient = gradient.to(tensors[i].dtype)
+                gradient = from_items(gradient, tensors[i], spec.items) if i < 4 else gradient
+                out[3 + i] = _once(gradient, tensors[i])
+        return tuple(out)
+
+
+# positions in Inputs of what gets a gradient: student, student_keys, student_scale
+_DIFFERENTIABLE = (0, 2, 8)
+
+
+def summed(spec: LossSpec) -> LossSpec:
+    """The spec whose loss is the sum of this one's row losses."""
+    return dataclasses.replace(spec, reduction="sum")
+
+
+def _times(rows: Tensor, row_weight: Tensor | None) -> Tensor:
+    return rows if row_weight is None else rows * row_weight
+
+
+def _once(gradient: Tensor, like: Tensor) -> Tensor:
+    """Under create_graph, make a second differentiation an error instead of a silent zero."""
+    return _NoSecondDerivative.apply(gradient, like) if torch.is_grad_enabled() else gradient
+
+
+class _NoSecondDerivative(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, gradient: Tensor, like: Tensor) -> Tensor:
+        return gradient.view_as(gradient)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> None:
+        raise RuntimeError(
+            "the fused affinity losses have no second derivative; "
+            'use backend="reference", which has'
+        )
+
+
+# -- graphs --
+
+torch.library.define(
+    f"{NAMESPACE}::loss_and_grad", f"({_TENSORS}, bool[] needs) -> (Tensor, Tensor, Tensor, Tensor)"
+)
+torch.library.define(f"{NAMESPACE}::row_losses", f"({_TENSORS}) -> Tensor")
+
+
+@torch.library.impl(f"{NAMESPACE}::loss_and_grad", "CompositeExplicitAutograd")
+def _loss_and_grad_impl(*args: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    inputs = Inputs(*args[:_NUM_TENSORS])
+    text, backend, algorithm, needs = args[_NUM_TENSORS:]
+    result = run_loss_and_grad(decode(text), inputs, Needs(*needs), backend, algorithm)
+    absent = result.loss.new_empty(0)
+    loss, *gradients = (absent if x is None else x.contiguous() for x in result)
+    return (loss, *gradients)  # type: ignore[return-value]
+
+
+@torch.library.register_fake(f"{NAMESPACE}::loss_and_grad")
+def _loss_and_grad_fake(*args: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    inputs, needs = Inputs(*args[:_NUM_TENSORS]), args[-1]
+    sources = (inputs.student, inputs.student_keys, inputs.student_scale)
+    new_empty = inputs.student.new_empty
+    gradients = (
+        new_empty(source.shape if need and source is not None else (0,), dtype=inputs.dtype)
+        for source, need in zip(sources, needs, strict=True)
+    )
+    return (new_empty((), dtype=inputs.dtype), *gradients)  # type: ignore[return-value]
+
+
+def _loss_and_grad_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    ctx.save_for_backward(*output[1:])
+    ctx.mark_non_differentiable(*output[1:])
+    ctx.set_materialize_grads(False)
+    ctx.dtypes = [None if inputs[i] is None else inputs[i].dtype for i in _DIFFERENTIABLE]
+    ctx.needs = inputs[-1]
+
+
+def _loss_and_grad_backward(ctx: Any, grad_loss: Tensor | None, *_: Any) -> tuple[Any, ...]:
+    out: list[Tensor | None] = [None] * (_NUM_TENSORS + 4)
+    if grad_loss is not None:
+        saved = zip(_DIFFERENTIABLE, ctx.saved_tensors, ctx.dtypes, ctx.needs, strict=True)
+        for i, gradient, dtype, need in saved:
+            if need:
+                out[i] = (gradient * grad_loss).to(dtype)
+    return tuple(out)
+
+
+torch.library.register_autograd(
+    f"{NAMESPACE}::loss_and_grad", _loss_and_grad_backward, setup_context=_loss_and_grad_setup
+)
+
+
+@torch.library.impl(f"{NAMESPACE}::row_losses", "CompositeExplicitAutograd")
+def _row_losses_impl(*args: Any) -> Tensor:
+    text, backend, algorithm = args[_NUM_TENSORS:]
+    inputs = Inputs(*args[:_NUM_TENSORS])
+    return run_row_losses(decode(text), inputs, backend, algorithm).contiguous()
+
+
+@torch.library.register_fake(f"{NAMESPACE}::row_losses")
+def _row_losses_fake(*args: Any) -> Tensor:
+    inputs = Inputs(*args[:_NUM_TENSORS])
+    column = decode(args[_NUM_TENSORS]).axis == "column"
+    rows = inputs.num_keys if column else inputs.student.shape[1]
+    return inputs.student.new_empty((inputs.student.shape[0], rows), dtype=inputs.dtype)
+
+
+def _row_losses_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    ctx.save_for_backward(*inputs[:_NUM_TENSORS])
+    ctx.plan = inputs[_NUM_TENSORS:]
+
+
+def _row_losses_backward(ctx: Any, grad_rows: Tensor) -> tuple[Any, ...]:
+    inputs = Inputs(*ctx.saved_tensors)
+    text, backend, algorithm = ctx.plan
+    needs = [ctx.needs_input_grad[i] for i in _DIFFERENTIABLE]
+    weighted = inputs._replace(row_weight=_times(grad_rows, inputs.row_weight))
+    _, *gradients = torch.ops.affkd_kernels.loss_and_grad(
+        *weighted, summed(decode(text)).encode(), backend, algorithm, needs
+    )
+    out: list[Tensor | None] = [None] * (_NUM_TENSORS + 3)
+    for i, gradient, need in zip(_DIFFERENTIABLE, gradients, needs, strict=True):
+        if need:
+            out[i] = gradient.to(inputs[i].dtype)  # type: ignore[union-attr]
+    return tuple(out)
+
+
+torch.library.register_autograd(
+    f"{NAMESPACE}::row_losses", _row_losses_backward, setup_context=_row_losses_setup
+)
+
+
+def call_op(spec: LossSpec, inputs: Inputs, backend: str, algorithm: str) -> Tensor:
+    """The loss, or the row losses [N, Q], through the registered ops."""
+    constants = (spec.encode(), backend, algorithm)
+    if spec.reduction == "none":
+        return torch.ops.affkd_kernels.row_losses(*inputs, *constants)  # type: ignore[no-any-return]
+    needs = _needs(inputs)
+    return torch.ops.affkd_kernels.loss_and_grad(*inputs, *constants, needs)[0]  # type: ignore[no-any-return]
+
+
+def _needs(inputs: Inputs) -> Sequence[bool]:
+    grad = torch.is_grad_enabled()
+    sources = (inputs[i] for i in _DIFFERENTIABLE)
+    return [grad and x is not None and x.requires_grad for x in sources]
