@@ -95,9 +95,11 @@ def _reference_only(spec: LossSpec, inputs: Inputs) -> str | None:
         return "row_weight requires grad"
     if inputs.student.device.type == "meta":
         return "meta tensors have no values"
+    if in_functorch():
+        return "a torch.func transform is active"
     return None
 
 
 def in_functorch() -> bool:
-    """Whether a torch.func transform is active."""
-    return bool(torch._C._are_functorch_transforms_active())
+    """Whether a torch.func transform is active (and not being traced, which sees through it)."""
+    return not torch.compiler.is_compiling() and bool(torch._C._are_functorch_transforms_active())

@@ -11,7 +11,7 @@ from . import ops, reference
 from .components import Affinity, Loss, Normalization
 from .dispatch import Plan, in_functorch, make_plan
 from .inputs import canonical_inputs
-from .spec import LossSpec, make_spec
+from .spec import LossSpec, make_spec, traced_spec
 
 # the arguments of a call that hold tensors, in the order of `Inputs`
 PER_CALL = (
@@ -101,7 +101,8 @@ def affinity_loss(
             the text names the argument, what came and what is valid.
         RuntimeError: a backend or algorithm asked for by name is not usable here.
     """
-    spec = make_spec(
+    resolve = traced_spec if torch.compiler.is_compiling() else make_spec
+    spec = resolve(
         affinity,
         normalization,
         loss,

@@ -168,9 +168,9 @@ def _loss_and_grad_impl(*args: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     inputs = Inputs(*args[:_NUM_TENSORS])
     text, backend, algorithm, needs = args[_NUM_TENSORS:]
     result = run_loss_and_grad(decode(text), inputs, Needs(*needs), backend, algorithm)
-    absent = result.loss.new_empty(0)
-    loss, *gradients = (absent if x is None else x.contiguous() for x in result)
-    return (loss, *gradients)  # type: ignore[return-value]
+    empty = result.loss.new_empty
+    # a tensor each: the outputs of an op must not alias
+    return tuple(empty(0) if x is None else x.contiguous() for x in result)  # type: ignore[return-value]
 
 
 @torch.library.register_fake(f"{NAMESPACE}::loss_and_grad")

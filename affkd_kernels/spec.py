@@ -111,6 +111,30 @@ def make_spec(
     )
 
 
+# specs made while torch.compile traces, by their text
+_traced: dict[str, LossSpec] = {}
+
+
+def traced_spec(*args: Any, **options: Any) -> LossSpec:
+    """:func:`make_spec` for code under ``torch.compile``.
+
+    The resolution (parsing, validation) happens while tracing. The spec is read from a global
+    afterwards, because the tracer sees through the attributes of objects that it can find again.
+    """
+    return _traced[_intern(*args, **options)]
+
+
+def _intern(*args: Any, **options: Any) -> str:
+    spec = make_spec(*args, **options)
+    text = repr(spec)
+    _traced[text] = spec
+    return text
+
+
+# torch.compiler.assume_constant_result sets just this, but imports the whole compiler for it
+_intern._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
 def _check_choice(option: str, value: Any, choices: tuple[str, ...]) -> None:
     if not isinstance(value, str) or value not in choices:
         raise ValueError(f"{option} must be one of {', '.join(map(repr, choices))}, got {value!r}")
