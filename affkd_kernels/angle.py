@@ -1,4 +1,4 @@
-"""RKD's angle-wise loss (Park et al., "Relational Knowledge Distillation", CVPR 2019, eq. 7-9).
+"""RKD's angle-wise loss (Park et al., "Relational Knowledge Distillation", CVPR 2019).
 
 An angle is a potential of three items, so it is no affinity matrix; it has an op of its own.
 """
@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn.modules.loss import _Loss
 
+from .dispatch import in_functorch
 from .inputs import canonical_inputs
 from .kernels.angle import COINCIDENT, angle_sum
 from .ops import _once
@@ -60,7 +61,8 @@ def rkd_angle_loss(
         mask: [..., L] bool, True = valid. A masked item is in no triple and gets gradient 0.
         detach_teacher: False lets the teacher have a gradient; the reference then computes it.
         backend: `"auto"`, or `"reference"` for the literal eager form, which is differentiable
-            twice and stores [L, L, D] and [L, L, L].
+            twice and stores [L, L, D] and [L, L, L]. Under a `torch.func` transform it is taken
+            anyway.
 
     Returns:
         A 0-dim tensor, float64 if an input is, else float32. 0.0 where there is no item. It is not
@@ -74,7 +76,7 @@ def rkd_angle_loss(
     inputs, _ = canonical_inputs(_LAYOUTS[items], student, teacher, mask=mask)
     x, y, valid = inputs.student, inputs.teacher, inputs.mask
     y = y.detach() if detach_teacher else y
-    if backend == "reference" or not detach_teacher:
+    if backend == "reference" or not detach_teacher or in_functorch():
         total = _reference_sum(x, y, valid, beta)
     else:
         need_gradient = torch.is_grad_enabled() and x.requires_grad

@@ -167,6 +167,8 @@ def evaluate(
     plan = _eager_plan(spec, tensors)
     if plan.backend == "reference":
         return reference.evaluate(spec, *canonical_inputs(spec, *tensors))
+    if not torch.is_grad_enabled():
+        return ops.without_gradient(spec, plan.backend, plan.algorithm, tensors)
     function = ops.FusedRowLosses if spec.reduction == "none" else ops.FusedLoss
     return function.apply(spec, plan.backend, plan.algorithm, *_constants_detached(tensors))  # type: ignore[no-any-return]
 

@@ -128,7 +128,7 @@ def canonical_inputs(
             "i + offset), got None; without a diagonal only 'keep' is valid"
         )
     if pair_mask is not None and spec.whole_matrix:
-        raise ValueError(f"pair_mask cannot go with {str(spec.normalization)!r}; pass None")
+        raise ValueError(f"pair_mask cannot go with {spec.normalization}; pass None")
     if row_weight is not None and spec.axis == "both":
         raise ValueError("row_weight cannot go with axis='both'; valid axes: 'row', 'column'")
 

@@ -61,7 +61,14 @@ def _nothing(inputs: Inputs, needs: Needs) -> LossAndGrad:
     )
 
 
-# -- eager --
+def without_gradient(
+    spec: LossSpec, backend: str, algorithm: str, tensors: tuple[Any, ...]
+) -> Tensor:
+    """The loss alone, as under ``torch.no_grad``."""
+    inputs, rows_shape = canonical_inputs(spec, *tensors)
+    if spec.reduction == "none":
+        return run_row_losses(spec, inputs, backend, algorithm).reshape(rows_shape)
+    return run_loss_and_grad(spec, inputs, Needs(student=False), backend, algorithm).loss
 
 
 class FusedLoss(torch.autograd.Function):
@@ -99,20 +106,20 @@ class FusedRowLosses(torch.autograd.Function):
     def forward(
         ctx: Any, spec: LossSpec, backend: str, algorithm: str, *tensors: Tensor | None
     ) -> Tensor:
-        inputs, rows_shape = canonical_inputs(spec, *tensors)  # type: ignore[arg-type]
-        rows = run_row_losses(spec, inputs, backend, algorithm)
-        ctx.save_for_backward(*tensors)
+        ctx.save_for_backward(*(x if isinstance(x, Tensor) else None for x in tensors))
+        ctx.numbers = [None if isinstance(x, Tensor) else x for x in tensors]
         ctx.plan = (spec, backend, algorithm)
-        return rows.reshape(rows_shape)
+        return without_gradient(spec, backend, algorithm, tensors)
 
     @staticmethod
     def backward(ctx: Any, grad_rows: Tensor) -> tuple[Tensor | None, ...]:
         spec, backend, algorithm = ctx.plan
-        tensors = ctx.saved_tensors
+        saved = zip(ctx.saved_tensors, ctx.numbers, strict=True)
+        tensors = [x if number is None else number for x, number in saved]
         needs = Needs(*(ctx.needs_input_grad[3 + i] for i in _DIFFERENTIABLE))
         with torch.no_grad():
-            inputs, _ = canonical_inputs(spec, *tensors)
-            rows = grad_rows.reshape(grad_rows.numel() and (inputs.student.shape[0], -1) or (0, 0))
+            inputs, rows_shape = canonical_inputs(spec, *tensors)
+            rows = grad_rows.reshape(inputs.student.shape[0], rows_shape[-1])
             weighted = inputs._replace(row_weight=_times(rows, inputs.row_weight))
             result = run_loss_and_grad(summed(spec), weighted, needs, backend, algorithm)
         out: list[Tensor | None] = [None] * (3 + _NUM_TENSORS)
@@ -154,8 +161,6 @@ class _NoSecondDerivative(torch.autograd.Function):
             'use backend="reference", which has'
         )
 
-
-# -- graphs --
 
 torch.library.define(
     f"{NAMESPACE}::loss_and_grad", f"({_TENSORS}, bool[] needs) -> (Tensor, Tensor, Tensor, Tensor)"

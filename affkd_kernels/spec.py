@@ -57,7 +57,7 @@ class LossSpec:
             raise ValueError("reduction='none' needs axis='row' or 'column', got axis='both'")
         if self.diagonal == "exclude" and self.whole_matrix:
             raise ValueError(
-                f"diagonal='exclude' cannot go with {str(self.normalization)!r}; "
+                f"diagonal='exclude' cannot go with {self.normalization}; "
                 "valid with it: 'keep', 'zero'"
             )
         object.__setattr__(self, "_hash", hash(dataclasses.astuple(self)))
@@ -111,8 +111,11 @@ def make_spec(
     )
 
 
-# specs made while torch.compile traces, by their text
-_traced: dict[str, LossSpec] = {}
+class _Traced:
+    """Specs made while torch.compile traces, as attributes: the tracer reads those afresh."""
+
+
+_traced = _Traced()
 
 
 def traced_spec(*args: Any, **options: Any) -> LossSpec:
@@ -121,14 +124,15 @@ def traced_spec(*args: Any, **options: Any) -> LossSpec:
     The resolution (parsing, validation) happens while tracing. The spec is read from a global
     afterwards, because the tracer sees through the attributes of objects that it can find again.
     """
-    return _traced[_intern(*args, **options)]
+    return getattr(_traced, _intern(*args, **options))  # type: ignore[no-any-return]
 
 
 def _intern(*args: Any, **options: Any) -> str:
     spec = make_spec(*args, **options)
-    text = repr(spec)
-    _traced[text] = spec
-    return text
+    known = [name for name, other in vars(_traced).items() if other == spec]
+    name = known[0] if known else f"spec_{len(vars(_traced))}"
+    setattr(_traced, name, spec)
+    return name
 
 
 # torch.compiler.assume_constant_result sets just this, but imports the whole compiler for it

@@ -16,22 +16,22 @@ def check_triple(affinity: Affinity, normalization: Normalization, loss: Loss) -
     """Raise a ValueError that names what would be valid, unless the triple is."""
     if normalization.needs_nonnegative and not affinity.nonnegative:
         raise ValueError(
-            f"normalization {str(normalization)!r} needs a non-negative affinity, got "
-            f"{str(affinity)!r}; valid: {NONNEGATIVE}"
+            f"normalization {normalization} needs a non-negative affinity, got "
+            f"{affinity}; valid: {NONNEGATIVE}"
         )
     softmax = isinstance(normalization, Softmax)
     if loss.needs_softmax and not softmax:
         raise ValueError(
-            f"loss {loss.name!r} needs normalization 'softmax', got {str(normalization)!r}"
+            f"loss {loss.name!r} needs normalization 'softmax', got {normalization}"
         )
     if loss.needs_distribution and not softmax:
         if not normalization.distribution:
             raise ValueError(
-                f"loss {loss.name!r} compares distributions, and {str(normalization)!r} gives none; "
+                f"loss {loss.name!r} compares distributions, and {normalization} gives none; "
                 "valid normalizations: 'softmax', or 'row_sum' or 'row_l1' of a non-negative affinity"
             )
         if not affinity.nonnegative:
             raise ValueError(
                 f"loss {loss.name!r} with normalization {normalization.name!r} needs a non-negative "
-                f"affinity, got {str(affinity)!r}; valid: {NONNEGATIVE}; or normalization 'softmax'"
+                f"affinity, got {affinity}; valid: {NONNEGATIVE}; or normalization 'softmax'"
             )

@@ -262,7 +262,17 @@ def _without_diagonal(spec: LossSpec, student: Side, teacher: Side, sums: Sums) 
     parts = Sums(d.student.square(), d.teacher.square(), d.student * d.teacher)
     if sums.student.shape[1] == 1:
         parts = parts.total()
-    return Sums(*(x - part for x, part in zip(sums, parts, strict=True)))
+    return Sums(
+        _remainder(sums.student, parts.student),
+        _remainder(sums.teacher, parts.teacher),
+        sums.cross - parts.cross,
+    )
+
+
+def _remainder(total: Tensor, part: Tensor) -> Tensor:
+    """total - part for sums of squares, and exactly 0 where only rounding is left."""
+    rest = total - part
+    return rest.masked_fill(rest <= 8 * torch.finfo(total.dtype).eps * total, 0.0)
 
 
 def _floors(spec: LossSpec, student: Side, teacher: Side) -> tuple[Tensor | float, Tensor | float]:
@@ -318,29 +328,66 @@ def _gradients(
     needs: Needs,
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     """Gradients of student, student keys and student scale."""
-    dtype = student.queries.dtype
+    # squared distances are all positive, and their weighted sums nearly cancel: not in float32
+    exact = isinstance(spec.affinity, SqEuclidean)
+    dtype = moments.student.dtype if exact else student.queries.dtype
     alpha, beta = alpha.unsqueeze(-1), beta.unsqueeze(-1)  # [N, Q or 1, 1]
     # carry f_i and t_i to sum_j A_ij k_j of student and teacher, [N, R, Rs]
-    to_student, to_teacher = moments.student * student.scale, moments.cross.mT * teacher.scale
+    to_own, to_cross = moments.student * student.scale, moments.cross.mT * teacher.scale
+    queries, keys = (student.queries, teacher.queries), (student.keys, teacher.keys)
     d_keys = None
     if alpha.shape[1] == 1 and student.symmetric:
         # one alpha and beta for a symmetric A: dL/dA is symmetric, and dK = dF
-        d_queries = student.queries @ (alpha * to_student).to(dtype)
-        d_queries.baddbmm_(teacher.queries, (beta * to_teacher).to(dtype))
+        d_queries = _combined(queries, (2 * alpha * to_own, 2 * beta * to_cross), None, dtype)
     else:
-        weighted_f = alpha.to(dtype) * student.queries
-        weighted_t = beta.to(dtype) * teacher.queries
-        d_queries = weighted_f @ to_student.to(dtype)
-        d_queries.baddbmm_(weighted_t, to_teacher.to(dtype))
-        d_keys = student.keys @ (weighted_f.mT @ student.queries * student.scale).to(dtype)
-        d_keys.baddbmm_(teacher.keys, (weighted_t.mT @ student.queries * teacher.scale).to(dtype))
+        shape = (*student.queries.shape[:2], 1)
+        weights = alpha.to(dtype).expand(shape), beta.to(dtype).expand(shape)
+        d_queries = _combined(queries, (to_own, to_cross), weights, dtype)
+        weighted = _weighted_moments(student, teacher, weights, dtype)
+        d_keys = _combined(keys, weighted, None, dtype)
+        if student.symmetric:
+            d_queries, d_keys = d_queries.add_(d_keys), None
     if _lacks_diagonal(spec):
         _remove_diagonal(spec, student, teacher, alpha, beta, d_queries, d_keys)
-    # d_queries lacks the factor `scale` so far, and so dA/dscale = F K' needs no division by it
     d_scale = None
     if needs.student_scale:
-        d_scale = (student.queries * d_queries).sum().to(dtype)
+        # dF still lacks the factor scale_s, so that dL/dscale = sum F dF needs no division by it;
+        # half of it where dF holds dK as well
+        d_scale = (student.queries * d_queries).sum() * (0.5 if student.symmetric else 1.0)
     return (*student.gradients(d_queries, d_keys, needs), d_scale)
+
+
+def _combined(
+    operands: tuple[Tensor, Tensor],
+    maps: tuple[Tensor, Tensor],
+    weights: tuple[Tensor, Tensor] | None,
+    dtype: torch.dtype,
+) -> Tensor:
+    """w_x x @ to_x + w_y y @ to_y [N, rows, Rs], computed in ``dtype`` by chunks of rows."""
+    x, y = operands
+    to_x, to_y = maps[0].to(dtype), maps[1].to(dtype)
+    out = x.new_empty((*x.shape[:2], to_x.shape[2]))
+    for rows in _chunks(x):
+        x_rows, y_rows = x[:, rows].to(dtype), y[:, rows].to(dtype)
+        if weights is not None:
+            x_rows, y_rows = x_rows * weights[0][:, rows], y_rows * weights[1][:, rows]
+        out[:, rows] = torch.baddbmm(x_rows @ to_x, y_rows, to_y)
+    return out
+
+
+def _weighted_moments(
+    student: Side, teacher: Side, weights: tuple[Tensor, Tensor], dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
+    """scale_s F_s' diag(alpha) F_s and scale_t F_t' diag(beta) F_s, [N, R, Rs]."""
+    n, _, rank = student.queries.shape
+    own = student.queries.new_zeros((n, rank, rank), dtype=dtype)
+    cross = student.queries.new_zeros((n, teacher.queries.shape[2], rank), dtype=dtype)
+    alpha, beta = weights
+    for rows in _chunks(student.queries):
+        s, t = student.queries[:, rows].to(dtype), teacher.queries[:, rows].to(dtype)
+        own.baddbmm_((s * alpha[:, rows]).mT, s)
+        cross.baddbmm_((t * beta[:, rows]).mT, s)
+    return own * student.scale, cross * teacher.scale
 
 
 def _remove_diagonal(
@@ -356,7 +403,7 @@ def _remove_diagonal(
     offset = spec.diagonal_offset or 0
     entries = _diagonal(student, teacher, offset, d_queries.dtype)
     own = alpha * entries.student.unsqueeze(-1) + beta * entries.teacher.unsqueeze(-1)
-    own = own.to(d_queries.dtype)
+    own = own.to(d_queries.dtype) * (2 if student.symmetric else 1)
     d_queries -= own * _shifted(student.keys, offset, student.queries.shape[1])
     if d_keys is not None:
         d_keys -= _shifted(own * student.queries, -offset, student.keys.shape[1])

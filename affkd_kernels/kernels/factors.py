@@ -95,14 +95,14 @@ class Side(NamedTuple):
     ) -> tuple[Tensor | None, Tensor | None]:
         """From dF / scale and dK / scale to the gradients of the features and of the keys.
 
-        ``d_keys`` None: it equals ``d_queries``. Overwrites both.
+        For F = K, ``d_queries`` is the sum of both and ``d_keys`` None. Overwrites both.
         """
         queries, keys = self.query_operand, self.key_operand
         if self.uncentered is not None:
             d_queries = _centered(d_queries, queries.mask)
             if d_keys is not None:
                 d_keys = _centered(d_keys, (keys or queries).mask)
-        d_queries *= self.scale if d_keys is not None else 2 * self.scale
+        d_queries *= self.scale
         if d_keys is not None:
             d_keys *= self.scale
         if keys is not None:
@@ -113,11 +113,9 @@ class Side(NamedTuple):
             )
         if not needs.student:
             return None, None
-        if self.symmetric:
-            total = queries.from_query_factor(d_queries if d_keys is None else d_queries + d_keys)
-        else:
-            assert d_keys is not None
-            total = queries.from_query_factor(d_queries) + queries.from_key_factor(d_keys)
+        total = queries.from_query_factor(d_queries)
+        if d_keys is not None:
+            total = total + queries.from_key_factor(d_keys)
         return queries.finish(total), None
 
     def centering_floor(self) -> Tensor:

@@ -1,0 +1,152 @@
+"""What is particular to the factored form: precision near convergence, memory, coverage."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import affkd_kernels as affkd
+import pytest
+import torch
+from affkd_kernels.kernels import factored, factors
+from affkd_kernels.spec import make_spec
+from cases import valid_triples
+from torch import Tensor
+
+TRIPLES = [
+    (a, n, "mse")
+    for a in ("gram", "cosine", "cosine(shifted=True)", "sqeuclidean")
+    for n in ("none", "row_l2", "frobenius", "frobenius(center=True)")
+]
+
+
+def relative(x: Tensor, y: Tensor) -> float:
+    return float((x.double() - y).norm() / y.norm())
+
+
+@pytest.mark.parametrize("triple", TRIPLES, ids="-".join)
+@pytest.mark.parametrize("noise", [1e-1, 1e-3])
+def test_near_copies(triple: tuple[str, str, str], noise: float) -> None:
+    """The float32 loss keeps its digits where student and teacher agree to `noise`.
+
+    The rounding of the float32 features themselves is not the kernel's: exact means exact for them.
+    """
+    generator = torch.Generator().manual_seed(1)
+    student = torch.randn(600, 32, generator=generator)
+    teacher = student + noise * torch.randn(600, 32, generator=generator)
+    leaf = student.double().requires_grad_()
+    exact = affkd.affinity_loss(leaf, teacher.double(), *triple, backend="reference")
+    exact_gradient = torch.autograd.grad(exact, leaf)[0]
+    student.requires_grad_()
+    value = affkd.affinity_loss(student, teacher, *triple, algorithm="factored")
+    eager = affkd.affinity_loss(student, teacher, *triple, backend="reference")
+    gradient = torch.autograd.grad(value, student)[0]
+    eager_gradient = torch.autograd.grad(eager, student)[0]
+    # unit features and squared norms are rounded to float32 before the float64 moments see them
+    bound = 3e-7 if triple[0] == "gram" else 3e-7 / noise
+    assert relative(value.detach(), exact.detach()) < bound
+    assert relative(gradient, exact_gradient) < 10 * relative(eager_gradient, exact_gradient)
+
+
+def test_row_losses_sum_to_the_loss() -> None:
+    student, teacher = torch.randn(50, 6), torch.randn(50, 4)
+    for triple in TRIPLES:
+        rows, total = (
+            affkd.affinity_loss(student, teacher, *triple, reduction=r, algorithm="factored")
+            for r in ("none", "sum")
+        )
+        torch.testing.assert_close(rows.sum(), total)
+
+
+def test_chunks_do_not_change_the_result(monkeypatch: pytest.MonkeyPatch) -> None:
+    student = torch.randn(3, 41, 5, dtype=torch.float64, requires_grad=True)
+    teacher = torch.randn(3, 41, 7, dtype=torch.float64)
+    for triple in TRIPLES:
+        results = []
+        for elements in (1 << 19, 3 * 5 * 8):
+            monkeypatch.setattr(factored, "_CHUNK_ELEMENTS", elements)
+            value = affkd.affinity_loss(
+                student, teacher, *triple, items="tokens", algorithm="factored"
+            )
+            results.append((value, torch.autograd.grad(value, student)[0]))
+        torch.testing.assert_close(results[0], results[1])
+
+
+def test_float32_moments_are_as_good_as_eager_away_from_convergence(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """What a GPU with few float64 units computes."""
+    monkeypatch.setattr(factored, "_moment_dtype", lambda inputs: inputs.dtype)
+    student, teacher = torch.randn(300, 16), torch.randn(300, 24)
+    for triple in TRIPLES:
+        value = affkd.affinity_loss(student, teacher, *triple, algorithm="factored")
+        exact = affkd.affinity_loss(
+            student.double(), teacher.double(), *triple, backend="reference"
+        )
+        assert relative(value, exact) < 1e-4, triple
+
+
+def test_which_triples_have_a_factored_form() -> None:
+    supported = {
+        (t.affinity.name, t.normalization.name, t.loss.name)
+        for t in valid_triples()
+        if factored.unsupported(make_spec(*t.build()), False) is None
+    }
+    assert supported == {
+        (a, n, "mse")
+        for a in ("gram", "cosine", "sqeuclidean")
+        for n in ("none", "row_l2", "frobenius")
+    }
+
+
+@pytest.mark.parametrize(
+    "triple, options, reason",
+    [
+        (("rbf", "frobenius", "mse"), {}, "rbf"),
+        (("gram(clamp_min=0.0)", "row_l2", "mse"), {}, "clamp_min"),
+        (("gram", "row_l1", "mse"), {}, "row_l1"),
+        (("gram", "row_l2", "l1"), {}, "l1"),
+        (("gram", "row_l2", "mse"), {"pair_mask": torch.ones(4, 4, dtype=torch.bool)}, "pair_mask"),
+        (("gram", "frobenius(center=True)", "mse"), {"diagonal": "zero"}, "diagonal"),
+    ],
+    ids=lambda x: x if isinstance(x, str) else "",
+)
+def test_what_has_no_factored_form_says_why(
+    triple: tuple[str, str, str], options: dict[str, object], reason: str
+) -> None:
+    x = torch.randn(4, 2)
+    with pytest.raises(RuntimeError, match=f"factored.*{reason}"):
+        affkd.affinity_loss(x, x, *triple, algorithm="factored", **options)  # type: ignore[arg-type]
+    # "auto" computes it another way
+    assert affkd.affinity_loss(x, x, *triple, **options).isfinite()  # type: ignore[arg-type]
+
+
+def test_the_factors_multiply_to_the_affinity() -> None:
+    x, keys = torch.randn(7, 4, dtype=torch.float64), torch.randn(9, 4, dtype=torch.float64)
+    for affinity, normalization, _ in TRIPLES:
+        if normalization != "none":
+            continue
+        spec = make_spec(affinity, "none", "mse")
+        inputs = affkd.inputs.canonical_inputs(spec, x, x, keys, keys)[0]
+        side, _ = factors.factorize(spec, inputs)
+        product = side.scale * side.queries @ side.keys.mT
+        torch.testing.assert_close(product[0], affkd.affinity_matrix(x, affinity, keys=keys))
+
+
+_PEAK = """
+import resource, torch, affkd_kernels as affkd
+torch.set_num_threads(1)
+def peak(): return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+small = torch.randn(64, 64, requires_grad=True)
+affkd.affinity_loss(small, small.detach(), "gram", "row_l2", "mse", algorithm="factored").backward()
+student, teacher = torch.randn(32768, 64, requires_grad=True), torch.randn(32768, 64)
+before = peak()
+affkd.affinity_loss(student, teacher, "gram", "row_l2", "mse", algorithm="factored").backward()
+print((peak() - before) / student.nbytes)
+"""
+
+
+def test_memory_grows_with_the_features_and_not_with_the_pairs() -> None:
+    """32768 samples: one B x B matrix would be 512 times the features' 8 MB."""
+    run = subprocess.run([sys.executable, "-c", _PEAK], capture_output=True, text=True, check=True)
+    assert float(run.stdout) < 8

@@ -1,0 +1,254 @@
+"""Every fused implementation against the reference: the same checks, whatever the kernel."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import affkd_kernels as affkd
+import pytest
+import torch
+from affkd_kernels.kernels import factored
+from affkd_kernels.spec import make_spec
+from case_inputs import Inputs, bank, mask, own_keys, pair, seed_of
+from cases import AFFINITIES, Call, Part, Triple, call, covering, valid_triples
+from edges import EDGES, LAYOUTS, Edge
+from torch import Tensor
+
+
+@pytest.fixture
+def fused(implementation: dict[str, str]) -> dict[str, str]:
+    if implementation["backend"] == "reference":
+        pytest.skip("the reference is what the others are compared with")
+    return implementation
+
+
+def computes(fused: dict[str, str], triple: Triple, inputs: Inputs) -> bool:
+    """Whether the implementation covers the call: the factored form exists for some triples."""
+    if fused["algorithm"] != "factored":
+        return True
+    static = {k: v for k, v in inputs.options.items() if k in ("diagonal", "diagonal_offset")}
+    spec = make_spec(*triple.build(), **static)
+    return factored.unsupported(spec, "pair_mask" in inputs.options) is None
+
+
+def loss_and_gradients(
+    inputs: Inputs, triple: Triple, **how: str
+) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """The loss and the gradients of a weighted sum of it (row losses get unequal weights)."""
+    inputs, leaves = inputs.with_grad()
+    value = affkd.affinity_loss(*inputs.features, *triple.build(), **inputs.options, **how)
+    weights = torch.linspace(0.5, 1.5, max(value.numel(), 1), dtype=value.dtype)
+    gradients = torch.autograd.grad((value * weights[: value.numel()].view_as(value)).sum(), leaves)
+    return value.detach(), gradients
+
+
+def distance(x: Tensor, y: Tensor) -> float:
+    """|x - y| / |y|, or |x - y| / 1e-5 where y is smaller than that: many gradients vanish identically."""
+    scale = y.double().norm().clamp(min=1e-5)
+    return float((x.double() - y.double()).norm() / scale)
+
+
+BY_AFFINITY = [
+    (part, [(t, c) for t, c in covering(valid_triples(), calls_each=3) if t.affinity == part])
+    for part in AFFINITIES
+]
+
+
+@pytest.mark.parametrize("part, pairs", BY_AFFINITY, ids=[str(part) for part, _ in BY_AFFINITY])
+def test_every_triple_in_float64(
+    part: Part,
+    pairs: list[tuple[Triple, Call]],
+    fused: dict[str, str],
+    poisoned_memory: Any,
+    tally: Callable[..., None],
+) -> None:
+    compared = 0
+    for triple, one in pairs:
+        inputs = one.make(seed_of(triple, one))
+        if not computes(fused, triple, inputs):
+            continue
+        value, gradients = loss_and_gradients(inputs, triple, **fused)
+        expected, expected_gradients = loss_and_gradients(inputs, triple, backend="reference")
+        where = f"{triple} {one}"
+        assert value.shape == expected.shape and value.dtype == expected.dtype, where
+        assert distance(value, expected) < 1e-11, where
+        for x, y in zip(gradients, expected_gradients, strict=True):
+            assert x.shape == y.shape and x.dtype == y.dtype, where
+            assert distance(x, y) < 1e-9, where
+        compared += 1
+    if not compared:
+        pytest.skip(f"no {part} triple has this form")
+    tally(f"fused calls compared in float64 ({'/'.join(fused.values())})", compared)
+
+
+ODD_SHAPES = [
+    call("self"),
+    Call("B1-D1", lambda s: pair(s, 1, 1)),
+    Call("B2-D3", lambda s: pair(s, 2, 3)),
+    Call("B3-D1", lambda s: pair(s, 3, 1, teacher_dim=19)),
+    Call("B37-D19", lambda s: pair(s, 37, 19, teacher_dim=3)),
+    Call("B129-D19", lambda s: pair(s, 129, 19)),
+    Call("B129-mask", lambda s: pair(s, 129, 3, teacher_dim=19, mask=mask(s, 129))),
+    Call("Q37-K129", lambda s: bank(s, 37, 19, keys=129, teacher_dim=3)),
+    Call("Q129-K3", lambda s: bank(s, 129, 3, keys=3, teacher_dim=1)),
+    Call("Q37-K70-own", lambda s: own_keys(bank(s, 37, 5, keys=70, teacher_dim=3), 29)),
+    Call("N3-L37", lambda s: pair(s, 3, 37, 5, teacher_dim=3, items="tokens")),
+]  # fmt: skip
+SAMPLE = [
+    Triple(Part(a), Part(n, o), Part(loss))
+    for a, n, o, loss in (
+        ("gram", "row_l2", (), "mse"),
+        ("gram", "frobenius", (("center", True),), "mse"),
+        ("cosine", "none", (), "mse"),
+        ("sqeuclidean", "frobenius", (), "mse"),
+        ("sqeuclidean", "max", (), "mse"),
+        ("euclidean", "mean", (), "smooth_l1"),
+        ("rbf", "frobenius", (("center", True),), "l1"),
+        ("rbf", "row_sum", (), "kl"),
+        ("polynomial", "row_l1", (), "smooth_l1"),
+        ("gram", "softmax", (), "kl"),
+        ("cosine", "softmax", (("axis", "column"),), "cross_entropy"),
+    )
+]
+
+
+@pytest.mark.parametrize("one", ODD_SHAPES, ids=str)
+def test_odd_shapes(one: Call, fused: dict[str, str], poisoned_memory: Any) -> None:
+    for triple in SAMPLE:
+        inputs = one.make(seed_of(triple, one))
+        if not computes(fused, triple, inputs):
+            continue
+        value, gradients = loss_and_gradients(inputs, triple, **fused)
+        expected, expected_gradients = loss_and_gradients(inputs, triple, backend="reference")
+        assert distance(value, expected) < 1e-10, triple
+        for x, y in zip(gradients, expected_gradients, strict=True):
+            assert distance(x, y) < 1e-8, triple
+
+
+@pytest.mark.parametrize("one", EDGES, ids=str)
+def test_edges(one: Edge, fused: dict[str, str], tally: Callable[..., None]) -> None:
+    """Finite where the reference is, non-finite where it is, zero where it is exactly zero."""
+    for triple in SAMPLE:
+        inputs = one.make(seed_of(triple, one))
+        if not one.allows(triple) or not computes(fused, triple, inputs):
+            continue
+        value, gradients = loss_and_gradients(inputs, triple, **fused)
+        expected, expected_gradients = loss_and_gradients(inputs, triple, backend="reference")
+        assert bool(value.isfinite().all()) == bool(expected.isfinite().all()), triple
+        if not expected.isfinite().all():
+            continue
+        exact = expected.dtype == torch.float64
+        assert distance(value, expected) < (1e-9 if exact else 1e-4), triple
+        for x, y in zip(gradients, expected_gradients, strict=True):
+            assert torch.equal(x.isfinite(), y.isfinite()), triple
+            if one.outcome == "masked":
+                masked = (y == 0).all(-1)
+                assert not x[masked].any(), triple
+            if exact:
+                assert distance(x, y) < 1e-6, triple
+        tally(f"edges compared ({'/'.join(fused.values())})")
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_strides_of_features_and_of_incoming_gradients(layout: str, fused: dict[str, str]) -> None:
+    triple = Triple(Part("gram"), Part("row_l2"), Part("mse"))
+    inputs = pair(3, 12, 8, teacher_dim=6)
+    expected, expected_gradients = loss_and_gradients(inputs, triple, **fused)
+    strided = Inputs(LAYOUTS[layout](inputs.student), LAYOUTS[layout](inputs.teacher))
+    assert torch.equal(strided.student, inputs.student)
+    leaf = strided.student.detach().requires_grad_()
+    value = affkd.affinity_loss(leaf, strided.teacher, *triple.build(), **fused)
+    (gradient,) = torch.autograd.grad(0.5 * value, leaf)
+    assert distance(value.detach(), expected) < 1e-12
+    assert distance(gradient, expected_gradients[0]) < 1e-12
+
+
+def test_incoming_gradients_of_row_losses(fused: dict[str, str]) -> None:
+    """Expanded, transposed and zero-strided ones, as sum() and cat() make them."""
+    triple = Triple(Part("gram"), Part("row_l2"), Part("mse"))
+    inputs, (student,) = pair(5, 3, 7, 4, items="tokens", reduction="none").with_grad()
+    rows = affkd.affinity_loss(*inputs.features, *triple.build(), **inputs.options, **fused)
+    incoming = torch.rand(7, 3, dtype=rows.dtype)
+    for gradient in (incoming.t(), incoming[:1, :1].expand(3, 7), incoming[:, :1].t().expand(3, 7)):
+        (strided,) = torch.autograd.grad(rows, student, gradient, retain_graph=True)
+        (dense,) = torch.autograd.grad(rows, student, gradient.contiguous(), retain_graph=True)
+        assert torch.equal(strided, dense)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_half_inputs_are_computed_in_float32(dtype: torch.dtype, fused: dict[str, str]) -> None:
+    triple = Triple(Part("gram"), Part("row_l2"), Part("mse"))
+    inputs = pair(7, 33, 16, teacher_dim=9).to(dtype)
+    value, (gradient,) = loss_and_gradients(inputs, triple, **fused)
+    exact, (exact_gradient,) = loss_and_gradients(
+        inputs.to(torch.float64), triple, backend="reference"
+    )
+    assert value.dtype == torch.float32 and gradient.dtype == dtype
+    assert distance(value, exact) < 1e-5
+    assert distance(gradient, exact_gradient) < 2 * torch.finfo(dtype).eps
+
+
+def test_a_loss_scale_reaches_the_gradient_before_half_precision_does(
+    fused: dict[str, str],
+) -> None:
+    inputs = pair(9, 33, 16).to(torch.float16)
+    student = inputs.student.requires_grad_()
+    triple = ("gram", "row_l2", "mse")
+    tiny = affkd.affinity_loss(student, inputs.teacher, *triple, weight=1e-5, **fused)
+    (scaled,) = torch.autograd.grad(65536.0 * tiny, student)
+    assert (scaled != 0).float().mean() > 0.9
+
+
+def test_two_calls_agree_bitwise(fused: dict[str, str]) -> None:
+    inputs = pair(11, 150, 24).to(torch.float32)
+    for triple in SAMPLE:
+        if not computes(fused, triple, inputs):
+            continue
+        first, first_gradients = loss_and_gradients(inputs, triple, **fused)
+        second, second_gradients = loss_and_gradients(inputs, triple, **fused)
+        assert torch.equal(first, second), triple
+        assert all(map(torch.equal, first_gradients, second_gradients)), triple
+
+
+@pytest.mark.parametrize("near_copy", [False, True], ids=["random", "near-copy"])
+def test_float32_error_is_the_reference_s_own(near_copy: bool, fused: dict[str, str]) -> None:
+    """At most twice the eager float32 error (plus 1e-6), in loss and gradient."""
+    for triple in SAMPLE:
+        inputs = pair(13, 96, 40)
+        if near_copy:
+            inputs = Inputs(inputs.student, inputs.student + 0.01 * inputs.teacher)
+        inputs = inputs.to(torch.float32)
+        if not computes(fused, triple, inputs):
+            continue
+        exact, (exact_gradient,) = loss_and_gradients(
+            inputs.to(torch.float64), triple, backend="reference"
+        )
+        eager, (eager_gradient,) = loss_and_gradients(inputs, triple, backend="reference")
+        value, (gradient,) = loss_and_gradients(inputs, triple, **fused)
+        # a factored gradient of near copies is documented to be about four times eager's
+        factor = 5 if fused["algorithm"] == "factored" and near_copy else 2
+        assert distance(value, exact) <= 2 * distance(eager, exact) + 1e-6, triple
+        allowed = factor * distance(eager_gradient, exact_gradient) + 1e-6
+        assert distance(gradient, exact_gradient) <= allowed, triple
+
+
+def test_a_second_derivative_is_an_error_that_names_the_reference(fused: dict[str, str]) -> None:
+    inputs, (student,) = pair(15, 6, 4).with_grad()
+    for reduction in ("mean", "none"):
+        value = affkd.affinity_loss(*inputs.features, reduction=reduction, **fused).sum()
+        (gradient,) = torch.autograd.grad(value, student, create_graph=True)
+        with pytest.raises(RuntimeError, match='backend="reference"'):
+            torch.autograd.grad(gradient.sum(), student)
+
+
+def test_an_in_place_change_after_the_call_is_no_error(fused: dict[str, str]) -> None:
+    """The gradient exists already: an in-place ReLU behind the captured feature may follow."""
+    leaf = pair(17, 6, 4).student.requires_grad_()
+    teacher = pair(18, 6, 4).teacher
+    feature = leaf * 1.0
+    value = affkd.affinity_loss(feature, teacher, "gram", "row_l2", "mse", **fused)
+    feature.relu_()
+    value.backward()
+    expected = affkd.affinity_loss(leaf, teacher, "gram", "row_l2", "mse", backend="reference")
+    assert distance(leaf.grad, torch.autograd.grad(expected, leaf)[0]) < 1e-10
