@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import functools
+import warnings
 from typing import NamedTuple
 
 import torch
 
 from .inputs import Inputs
-from .kernels import factored
+from .kernels import cpu, factored
 from .spec import LossSpec
 
 
@@ -22,9 +24,11 @@ class Plan(NamedTuple):
         return f"{self.backend}/{self.algorithm}: {self.reason}"
 
 
-# `factored` costs O(B D^2) and everything else O(B^2 D): it pays from about this many items per
-# feature; `python -m benchmarks.crossover` measures it
-FACTORED_FROM = {"cpu": 2.0, "cuda": 4.0}
+# `factored` costs O(B D^2) and everything else O(B^2 D): it pays from this many items per feature,
+# against the fused kernels and against the reference; `python -m benchmarks.crossover` measures it
+FACTORED_FROM = {"fused": 8.0, "reference": 2.0}
+# the bytes that `dense` may hold: student and teacher affinity of the matrices in flight
+DENSE_BYTES = 64 << 20
 
 
 def make_plan(spec: LossSpec, inputs: Inputs) -> Plan:
@@ -35,53 +39,27 @@ def make_plan(spec: LossSpec, inputs: Inputs) -> Plan:
         ``backend="auto"`` with ``algorithm="auto"`` never raises.
     """
     blocked = _reference_only(spec, inputs)
-    if spec.backend == "reference" or blocked:
+    if blocked or spec.backend == "reference":
         if spec.backend not in ("auto", "reference") or spec.algorithm not in ("auto", "dense"):
-            raise RuntimeError(
-                f"backend={spec.backend!r}, algorithm={spec.algorithm!r} is not usable here: "
-                f"{blocked}; use backend='reference'"
-            )
+            _refuse(spec, f"{blocked}; use backend='reference'")
         return Plan("reference", "dense", blocked or "asked for by name")
-    if spec.backend in ("auto", "torch"):
-        plan = _torch_plan(spec, inputs)
-        if plan is not None:
-            return plan
-    if spec.backend in ("cpp", "triton"):
-        raise RuntimeError(f"backend={spec.backend!r} is not usable here: {_MISSING}")
-    return Plan("reference", "dense", f"{_not_factored(spec, inputs)}; {_MISSING}")
+    fused = _fused_missing(inputs.student.device.type)
+    if spec.backend == "triton" or (spec.backend == "cpp" and fused):
+        _refuse(spec, fused or "this version has no Triton kernels")
+    factored_plan = _factored_plan(spec, inputs, fused is None)
+    if factored_plan is not None:
+        return factored_plan
+    if fused is None:
+        return _fused_plan(spec, inputs)
+    if spec.algorithm == "tiled":
+        _refuse(spec, fused)
+    return Plan("reference", "dense", fused)
 
 
-_MISSING = "no fused kernels for pairs are installed"
-
-
-def _torch_plan(spec: LossSpec, inputs: Inputs) -> Plan | None:
-    """The factored form where it exists and pays, or was asked for."""
-    asked = spec.algorithm == "factored"
-    unsupported = factored.unsupported(spec, inputs.pair_mask is not None)
-    if asked or spec.backend == "torch":
-        if unsupported:
-            raise RuntimeError(f"algorithm='factored' is not usable here: {unsupported}")
-        if spec.algorithm not in ("auto", "factored"):
-            raise RuntimeError(
-                f"algorithm={spec.algorithm!r} is not usable here: backend='torch' is 'factored'"
-            )
-        return Plan("torch", "factored", "asked for by name")
-    if spec.algorithm == "auto" and not unsupported and _factored_pays(inputs):
-        return Plan("torch", "factored", "linear in the inner product, and many items per feature")
-    return None
-
-
-def _factored_pays(inputs: Inputs) -> bool:
-    """Whether 2 Q K / (Q + K), the harmonic mean of the sides, is large against D."""
-    queries, keys = inputs.student.shape[1], inputs.num_keys
-    length = inputs.student.shape[2] + inputs.teacher.shape[2]
-    threshold = FACTORED_FROM.get(inputs.student.device.type, 4.0)
-    return 4 * queries * keys >= threshold * length * (queries + keys)
-
-
-def _not_factored(spec: LossSpec, inputs: Inputs) -> str:
-    unsupported = factored.unsupported(spec, inputs.pair_mask is not None)
-    return unsupported or "too few items per feature for the factored form"
+def _refuse(spec: LossSpec, reason: str) -> None:
+    raise RuntimeError(
+        f"backend={spec.backend!r}, algorithm={spec.algorithm!r} is not usable here: {reason}"
+    )
 
 
 def _reference_only(spec: LossSpec, inputs: Inputs) -> str | None:
@@ -103,3 +81,63 @@ def _reference_only(spec: LossSpec, inputs: Inputs) -> str | None:
 def in_functorch() -> bool:
     """Whether a torch.func transform is active (and not being traced, which sees through it)."""
     return not torch.compiler.is_compiling() and bool(torch._C._are_functorch_transforms_active())
+
+
+def _factored_plan(spec: LossSpec, inputs: Inputs, has_fused: bool) -> Plan | None:
+    """The factored form where it was asked for, or exists and pays."""
+    unsupported = factored.unsupported(spec, inputs.pair_mask is not None)
+    if spec.algorithm == "factored" or spec.backend == "torch":
+        if spec.algorithm not in ("auto", "factored"):
+            _refuse(spec, "backend='torch' is algorithm='factored'")
+        if unsupported:
+            _refuse(spec, f"no factored form: {unsupported}")
+        return Plan("torch", "factored", "asked for by name")
+    if spec.algorithm != "auto" or spec.backend != "auto" or unsupported:
+        return None
+    threshold = FACTORED_FROM["fused" if has_fused else "reference"]
+    if not _many_items_per_feature(inputs, threshold):
+        return None
+    return Plan("torch", "factored", "linear in the inner product, and many items per feature")
+
+
+def _many_items_per_feature(inputs: Inputs, threshold: float) -> bool:
+    """Whether 2 Q K / (Q + K), the harmonic mean of the sides, is at least threshold * D."""
+    queries, keys = inputs.student.shape[1], inputs.num_keys
+    length = inputs.student.shape[2] + inputs.teacher.shape[2]
+    return bool(4 * queries * keys >= threshold * length * (queries + keys))
+
+
+def _fused_plan(spec: LossSpec, inputs: Inputs) -> Plan:
+    if spec.algorithm != "auto":
+        return Plan("cpp", spec.algorithm, "asked for by name")
+    budget = DENSE_BYTES if spec.max_workspace_bytes is None else spec.max_workspace_bytes
+    in_flight = min(inputs.student.shape[0], torch.get_num_threads())
+    pairs = inputs.student.shape[1] * inputs.num_keys
+    if 2 * in_flight * pairs * inputs.dtype.itemsize <= budget:
+        return Plan("cpp", "dense", "both affinity matrices fit the workspace")
+    return Plan("cpp", "tiled", "the affinity matrices would not fit the workspace")
+
+
+def _fused_missing(device: str) -> str | None:
+    """Why no fused kernels for pairs run on this device, or None where they do."""
+    if device != "cpu":
+        return f"this version has no fused kernels for pairs on {device!r} devices"
+    usable, reason = _cpu_kernels()
+    if usable:
+        return None
+    _warn_once(f"affkd_kernels computes some losses on the slower reference path: {reason}")
+    return reason
+
+
+def _cpu_kernels() -> tuple[bool, str]:
+    return cpu.available()
+
+
+# a constant of a compiled graph; see spec._intern
+_cpu_kernels._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
+@functools.cache
+def _warn_once(message: str) -> None:
+    if not torch.compiler.is_compiling():
+        warnings.warn(message, stacklevel=2)

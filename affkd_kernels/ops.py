@@ -18,13 +18,13 @@ import torch
 from torch import Tensor
 
 from .inputs import Inputs, canonical_inputs, from_items
-from .kernels import factored
+from .kernels import cpu, factored
 from .kernels.result import LossAndGrad, Needs
 from .spec import LossSpec, decode
 
 NAMESPACE = "affkd_kernels"
 
-_KERNELS: dict[str, ModuleType] = {"torch": factored}
+_KERNELS: dict[str, ModuleType] = {"torch": factored, "cpp": cpu}
 
 _TENSORS = (
     "Tensor student, Tensor teacher, Tensor? student_keys, Tensor? teacher_keys, Tensor? mask, "

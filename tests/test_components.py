@@ -85,7 +85,7 @@ def test_every_axis_names_its_choices() -> None:
 
 @pytest.fixture
 def registered(monkeypatch: pytest.MonkeyPatch) -> None:
-    """One's own component along each axis, as docs/components.md shows."""
+    """One's own component along each axis, as docs/extending.md shows."""
     for axis in (affkd.Affinity, affkd.Normalization, affkd.Loss):
         monkeypatch.setattr(axis, "choices", dict(axis.choices))
 

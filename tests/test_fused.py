@@ -146,7 +146,8 @@ def test_edges(one: Edge, fused: dict[str, str], tally: Callable[..., None]) -> 
                 masked = (y == 0).all(-1)
                 assert not x[masked].any(), triple
             if exact:
-                assert distance(x, y) < 1e-6, triple
+                # features 1e4 times their spread: the reference's own centering loses 8 digits
+                assert distance(x, y) < (1e-4 if one.name == "common-offset" else 1e-6), triple
         tally(f"edges compared ({'/'.join(fused.values())})")
 
 
