@@ -170,7 +170,7 @@ def evaluate(
     if not torch.is_grad_enabled():
         return ops.without_gradient(spec, plan.backend, plan.algorithm, tensors)
     function = ops.FusedRowLosses if spec.reduction == "none" else ops.FusedLoss
-    return function.apply(spec, plan.backend, plan.algorithm, *_constants_detached(tensors))  # type: ignore[no-any-return]
+    return function.apply(spec, plan.backend, plan.algorithm, *_constants_detached(tensors))
 
 
 def _evaluate_in_graph(spec: LossSpec, tensors: tuple[Any, ...]) -> Tensor:

@@ -1,4 +1,4 @@
-"""The shape, dtype and mask contract of a call, and its error texts (contract sections 1 and 6).
+"""The shape, dtype and mask contract of a call, and its error texts (docs/semantics.md).
 
 Whatever the caller holds (samples, token sequences, feature maps) becomes one canonical form,
 :class:`Inputs`, which the reference and every kernel take. It is the only place that knows layouts.

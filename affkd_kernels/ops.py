@@ -257,9 +257,9 @@ def call_op(spec: LossSpec, inputs: Inputs, backend: str, algorithm: str) -> Ten
     """The loss, or the row losses [N, Q], through the registered ops."""
     constants = (spec.encode(), backend, algorithm)
     if spec.reduction == "none":
-        return torch.ops.affkd_kernels.row_losses(*inputs, *constants)  # type: ignore[no-any-return]
+        return torch.ops.affkd_kernels.row_losses(*inputs, *constants)
     needs = _needs(inputs)
-    return torch.ops.affkd_kernels.loss_and_grad(*inputs, *constants, needs)[0]  # type: ignore[no-any-return]
+    return torch.ops.affkd_kernels.loss_and_grad(*inputs, *constants, needs)[0]
 
 
 def _needs(inputs: Inputs) -> Sequence[bool]:

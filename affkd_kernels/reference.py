@@ -1,4 +1,4 @@
-"""The contract, literally, in eager PyTorch: the oracle, the baseline and the last resort.
+"""The contract (docs/semantics.md), literally, in eager PyTorch: the oracle, the baseline and the last resort.
 
 Every step is one short function per component, in the order of the contract: affinity,
 normalization, loss, reduction. Everything here is differentiable as often as one likes.
@@ -71,15 +71,13 @@ def _prepared(spec: LossSpec, inputs: Inputs) -> Inputs:
     """Cast to the computation dtype, detach the teacher, empty the masked items."""
     dtype = inputs.dtype
 
-    def prepare(x: Tensor | None, mask: Tensor | None, constant: bool) -> Tensor | None:
-        if x is None:
-            return None
+    def prepare(x: Tensor, mask: Tensor | None, constant: bool) -> Tensor:
         x = x.detach() if constant else x
         x = x.to(dtype)
         # where, not a product: a masked item may hold inf or NaN, and its gradient is exactly 0
         return x if mask is None else torch.where(mask.unsqueeze(-1), x, x.new_zeros(()))
 
-    keys_mask = inputs.key_mask
+    s_keys, t_keys = inputs.student_keys, inputs.teacher_keys
     constant = spec.detach_teacher
     teacher_scale = inputs.teacher_scale
     if teacher_scale is not None and constant:
@@ -87,8 +85,8 @@ def _prepared(spec: LossSpec, inputs: Inputs) -> Inputs:
     return inputs._replace(
         student=prepare(inputs.student, inputs.mask, False),
         teacher=prepare(inputs.teacher, inputs.mask, constant),
-        student_keys=prepare(inputs.student_keys, keys_mask, False),
-        teacher_keys=prepare(inputs.teacher_keys, keys_mask, constant),
+        student_keys=None if s_keys is None else prepare(s_keys, inputs.key_mask, False),
+        teacher_keys=None if t_keys is None else prepare(t_keys, inputs.key_mask, constant),
         row_weight=None if inputs.row_weight is None else inputs.row_weight.to(dtype),
         teacher_scale=teacher_scale,
     )
@@ -212,7 +210,9 @@ def _features(
     keys_mask: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
     """Unit features or centered ones, whichever the affinity is a function of."""
-    if isinstance(affinity, c.Cosine) or getattr(affinity, "unit", False):
+    if isinstance(affinity, c.Cosine) or (
+        isinstance(affinity, (c.RBF, c.Polynomial)) and affinity.unit
+    ):
         unit = _unit(queries, affinity.eps)
         return unit, (unit if keys is None else _unit(keys, affinity.eps))
     if isinstance(affinity, c.Polynomial):

@@ -21,7 +21,7 @@ ALGORITHMS = ("auto", "dense", "tiled", "factored")
 
 @dataclass(frozen=True)
 class LossSpec:
-    """A validated triple with its static options (contract sections 3, 4 and 7)."""
+    """A validated triple with its static options."""
 
     affinity: Affinity
     normalization: Normalization
@@ -63,7 +63,7 @@ class LossSpec:
         object.__setattr__(self, "_hash", hash(dataclasses.astuple(self)))
 
     def __hash__(self) -> int:
-        return self._hash  # type: ignore[attr-defined,no-any-return]
+        return self._hash  # type: ignore[attr-defined]
 
     @property
     def axis(self) -> str:
@@ -124,7 +124,7 @@ def traced_spec(*args: Any, **options: Any) -> LossSpec:
     The resolution (parsing, validation) happens while tracing. The spec is read from a global
     afterwards, because the tracer sees through the attributes of objects that it can find again.
     """
-    return getattr(_traced, _intern(*args, **options))  # type: ignore[no-any-return]
+    return getattr(_traced, _intern(*args, **options))
 
 
 def _intern(*args: Any, **options: Any) -> str:

@@ -6,12 +6,13 @@ import dataclasses
 import pickle
 from typing import ClassVar
 
-import affkd_kernels as affkd
 import pytest
 import torch
-from affkd_kernels.components.base import parse_call
 from cases import AFFINITIES, LOSSES, NORMALIZATIONS
 from torch import Tensor
+
+import affkd_kernels as affkd
+from affkd_kernels.components.base import parse_call
 
 AXES = (
     (affkd.Affinity, AFFINITIES),

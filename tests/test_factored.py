@@ -5,13 +5,14 @@ from __future__ import annotations
 import subprocess
 import sys
 
-import affkd_kernels as affkd
 import pytest
 import torch
-from affkd_kernels.kernels import factored, factors
-from affkd_kernels.spec import make_spec
 from cases import valid_triples
 from torch import Tensor
+
+import affkd_kernels as affkd
+from affkd_kernels.kernels import factored, factors
+from affkd_kernels.spec import make_spec
 
 TRIPLES = [
     (a, n, "mse")

@@ -6,10 +6,11 @@ import subprocess
 import sys
 from typing import Any
 
-import affkd_kernels as affkd
 import pytest
 import torch
 from torch.nn.modules.loss import _Loss
+
+import affkd_kernels as affkd
 
 X = torch.randn(6, 4)
 MAPS = torch.randn(2, 3, 4, 5)

@@ -5,15 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import affkd_kernels as affkd
 import pytest
 import torch
-from affkd_kernels.kernels import factored
-from affkd_kernels.spec import make_spec
 from case_inputs import Inputs, bank, mask, own_keys, pair, seed_of
 from cases import AFFINITIES, Call, Part, Triple, call, covering, valid_triples
 from edges import EDGES, LAYOUTS, Edge
 from torch import Tensor
+
+import affkd_kernels as affkd
+from affkd_kernels.kernels import factored
+from affkd_kernels.spec import make_spec
 
 
 @pytest.fixture

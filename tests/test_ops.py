@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from typing import Any
 
-import affkd_kernels as affkd
 import pytest
 import torch
-from affkd_kernels import ops
-from affkd_kernels.inputs import canonical_inputs
-from affkd_kernels.spec import LossSpec, decode, make_spec
 from case_inputs import Inputs, bank, mask, pair, weights
 from cases import valid_triples
 from torch._dynamo.testing import CompileCounter
 from torch.library import opcheck
+
+import affkd_kernels as affkd
+from affkd_kernels import ops
+from affkd_kernels.inputs import canonical_inputs
+from affkd_kernels.spec import LossSpec, decode, make_spec
 
 CALLS: dict[str, Any] = {
     "self": lambda: pair(1, 9, 5, teacher_dim=7),

@@ -1,4 +1,4 @@
-"""The first axis: how alike two items are (contract section 2).
+"""The first axis: how alike two items are (docs/semantics.md).
 
 Throughout, for a query ``q`` and a key ``k``: ``g = q.k``, ``n_q = |q|^2``, ``n_k = |k|^2`` and
 ``sq = max(n_q + n_k - 2 g, 0)``.

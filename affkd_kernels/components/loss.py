@@ -1,4 +1,4 @@
-"""The third axis: how two normalized entries s = P_s and t = P_t are compared (contract section 4)."""
+"""The third axis: how two normalized entries s = P_s and t = P_t are compared."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ class KL(Loss):
 
     Args:
         eps: guard of both logarithms.
-        direction: ``"forward"`` KL(t || s), ``"reverse"`` KL(s || t), or ``"symmetric"``, their sum.
+        direction: ``"forward"`` KL(t || s), ``"reverse"`` KL(s || t), ``"symmetric"``: their sum.
     """
 
     name: ClassVar[str] = "kl"

@@ -1,4 +1,4 @@
-"""The second axis: what makes two affinity matrices comparable (contract section 3).
+"""The second axis: what makes two affinity matrices comparable (docs/semantics.md).
 
 A normalization divides A by one statistic per row or per matrix (``P = A / statistic``), or is a
 softmax. The gradient flows through the statistic. Where the statistic is <= eps, P and its
@@ -155,7 +155,7 @@ class Frobenius(_Guarded):
 @Normalization.register
 @dataclass(frozen=True)
 class Mean(_Guarded):
-    """Statistic: the mean of the entries > 0 (RKD, Park et al. 2019, eq. 7), of all, or off-diagonal.
+    """Statistic: the mean of the entries > 0 (RKD, Park et al. 2019, eq. 7), or of more.
 
     Args:
         over: ``"positive"``, ``"all"``, or ``"offdiag"`` (all but the diagonal).

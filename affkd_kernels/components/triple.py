@@ -1,4 +1,4 @@
-"""Which triples are valid (contract section 4)."""
+"""Which triples are valid (docs/semantics.md)."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ def check_triple(affinity: Affinity, normalization: Normalization, loss: Loss) -
     if loss.needs_distribution and not softmax:
         if not normalization.distribution:
             raise ValueError(
-                f"loss {loss.name!r} compares distributions, and {normalization} gives none; "
-                "valid normalizations: 'softmax', or 'row_sum' or 'row_l1' of a non-negative affinity"
+                f"loss {loss.name!r} compares distributions, and {normalization} gives none; valid "
+                "normalizations: 'softmax', or 'row_sum' or 'row_l1' of a non-negative affinity"
             )
         if not affinity.nonnegative:
             raise ValueError(

@@ -123,7 +123,7 @@ class Side(NamedTuple):
         assert self.uncentered is not None
         queries, keys = (x.double() for x in self.uncentered)
         square = (_moment(queries) * _moment(keys)).sum((1, 2)).clamp(min=0)
-        root = (square.sqrt() * abs(self.scale)).unsqueeze(1)
+        root = square.sqrt().mul(self.scale).abs().unsqueeze(1)
         return 8 * torch.finfo(self.queries.dtype).eps * root
 
 
