@@ -51,8 +51,6 @@ class NSTLoss(AffinityLoss):
                 raise ValueError(f"{name} must have shape [N, C, H, W], got {list(maps.shape)}")
         pairs = zip(student.shape[2:], teacher.shape[2:], strict=True)
         height, width = (min(pair) for pair in pairs)
-        if self.spec.detach_teacher:
-            teacher = teacher.detach()
         student, teacher = (_unit_maps(x, height, width) for x in (student, teacher))
         return super().forward(student, teacher, mask, **options)
 
@@ -154,7 +152,5 @@ def _unit_maps(maps: Tensor, height: int, width: int) -> Tensor:
     if maps.shape[2:] != (height, width):
         maps = torch.nn.functional.adaptive_avg_pool2d(maps, (height, width))
     norm = torch.linalg.vector_norm(maps, dim=(2, 3), keepdim=True)
-    nothing = norm <= 1e-12
     # a norm that overflowed would give a plausible map of zeros
-    norm = norm.masked_fill(nothing, 1).masked_fill(norm.isinf(), math.nan)
-    return torch.where(nothing, 0, maps / norm)
+    return maps / norm.masked_fill(norm <= 1e-12, 1).masked_fill(norm.isinf(), math.nan)

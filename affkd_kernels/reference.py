@@ -1,4 +1,4 @@
-"""The contract (docs/semantics.md), literally, in eager PyTorch: the oracle, the baseline and the last resort.
+"""The contract (docs/semantics.md) literally, in eager PyTorch: oracle, baseline and last resort.
 
 Every step is one short function per component, in the order of the contract: affinity,
 normalization, loss, reduction. Everything here is differentiable as often as one likes.

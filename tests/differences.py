@@ -42,26 +42,34 @@ def distance_to_kink(student: Any, teacher: Any, *components: Any, **call: Any) 
     affinity, normalization, loss = map(oracle.with_defaults, components)
     axis = normalization[1].get("axis")
     call = {key: value for key, value in call.items() if key not in _NOT_STAGES}
-    margins: list[Array] = []
+    margins = [_clamp_margin(student, teacher, affinity, **call)]
     for one_axis in ("row", "column") if axis == "both" else (axis,):
         options = {**normalization[1], "axis": one_axis} if axis else normalization[1]
         form = (normalization[0], options)
         for one in oracle.stages(student, teacher, affinity, form, loss, **call):
-            margins += [*_affinity_margins(affinity, form, one), _loss_margin(form, loss, one)]
-    return min((float(margin.min(initial=math.inf)) for margin in margins), default=math.inf)
+            margins += [*_affinity_margins(form, one), _loss_margin(form, loss, one)]
+    return min(float(margin.min(initial=math.inf)) for margin in margins)
 
 
 _NOT_STAGES = ("reduction", "weight", "row_weight")
 _AT_REST = 1e-12
 
 
-def _affinity_margins(affinity: Any, normalization: Any, one: oracle.Stages) -> Iterator[Array]:
-    (_, a_options), (n_name, n_options) = affinity, normalization
+def _clamp_margin(student: Any, teacher: Any, affinity: Any, **call: Any) -> Array:
+    name, options = affinity
+    if options["clamp_min"] is None:
+        return np.zeros(0)
+    free = (name, {**options, "clamp_min": None})
+    matrices = oracle.stages(student, teacher, free, "none", "mse", **call)
+    entries = [one.student_affinity[one.part] for one in matrices]
+    return np.abs(np.concatenate(entries) - options["clamp_min"])
+
+
+def _affinity_margins(normalization: Any, one: oracle.Stages) -> Iterator[Array]:
+    n_name, n_options = normalization
     a = one.student_affinity[one.part]
     positive_mean = n_name == "mean" and n_options["over"] == "positive"
     distances: list[Array] = []
-    if a_options["clamp_min"] is not None:
-        distances.append(np.abs(a - a_options["clamp_min"]))
     if n_name == "row_l1" or positive_mean:
         distances.append(np.abs(a))
     if n_name == "max":

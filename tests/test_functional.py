@@ -13,6 +13,7 @@ from torch.nn.modules.loss import _Loss
 import affkd_kernels as affkd
 
 X = torch.randn(6, 4)
+LONG = torch.ones(6, dtype=torch.long)
 MAPS = torch.randn(2, 3, 4, 5)
 
 
@@ -31,17 +32,17 @@ MAPS = torch.randn(2, 3, 4, 5)
         (ValueError, "algorithm must be one of", lambda: _loss(X, X, algorithm="fast")),
         (ValueError, "unknown affinity 'gramm'", lambda: _loss(X, X, affinity="gramm")),
         (ValueError, "needs a non-negative", lambda: _loss(X, X, normalization="row_sum")),
-        (ValueError, "valid: cosine.shifted", lambda: _loss(X, X, normalization="mean(over=all)")),
+        (ValueError, "valid: cosine.shifted", lambda: _loss(X, X, "gram", "mean(over=all)")),
         (ValueError, "needs normalization 'softmax'", lambda: _loss(X, X, loss="cross_entropy")),
         (ValueError, "compares distributions", lambda: _loss(X, X, loss="kl")),
         (TypeError, "weight must be a float", lambda: _loss(X, X, weight="3")),
         (ValueError, "weight must be finite", lambda: _loss(X, X, weight=float("nan"))),
-        (TypeError, r"mask must be a bool.*int64; try .bool", lambda: _loss(X, X, mask=X[:, 0].long())),
+        (TypeError, r"mask must be a bool.*int64; try .bool", lambda: _loss(X, X, mask=LONG)),
         (ValueError, r"mask must have shape \[6\]", lambda: _loss(X, X, mask=torch.ones(5).bool())),
         (ValueError, "key_mask needs student_keys", lambda: _loss(X, X, key_mask=X[:, 0] > 0)),
         (ValueError, "got no teacher_keys", lambda: _loss(X, X, student_keys=X)),
         (ValueError, r"\['K', 4\]", lambda: _loss(X, X, student_keys=X[:, :3], teacher_keys=X)),
-        (ValueError, r"items \[6\] and \[5\]", lambda: _loss(X, X, student_keys=X, teacher_keys=X[:5])),
+        (ValueError, r"items \[6\] and \[5\]", lambda: _keys(teacher_keys=X[:5])),
         (ValueError, "needs diagonal_offset", lambda: _keys(diagonal="zero")),
         (ValueError, "diagonal_offset goes with keys", lambda: _loss(X, X, diagonal_offset=2)),
         (ValueError, "cannot go with softmax", lambda: _both(diagonal="exclude")),
@@ -49,7 +50,7 @@ MAPS = torch.randn(2, 3, 4, 5)
         (ValueError, "row_weight cannot go", lambda: _both(row_weight=torch.ones(6))),
         (ValueError, "reduction='none' needs axis", lambda: _both(reduction="none")),
         (TypeError, "row_weight must be a floating", lambda: _loss(X, X, row_weight=[1.0])),
-        (ValueError, "goes with affinity 'gram' only", lambda: _loss(X, X, "rbf", student_scale=1.0)),
+        (ValueError, "affinity 'gram' only", lambda: _loss(X, X, "rbf", student_scale=1.0)),
         (ValueError, "0-dim floating tensor", lambda: _loss(X, X, student_scale=torch.ones(1))),
         (ValueError, "backend='reference' is dense", lambda: _reference("factored")),
         (RuntimeError, "triton.*not usable here", lambda: _loss(X, X, backend="triton")),
@@ -67,7 +68,7 @@ def _loss(*args: Any, **options: Any) -> torch.Tensor:
 
 
 def _keys(**options: Any) -> torch.Tensor:
-    return _loss(X, X, student_keys=X, teacher_keys=X, **options)
+    return _loss(X, X, **{"student_keys": X, "teacher_keys": X, **options})
 
 
 def _both(**options: Any) -> torch.Tensor:

@@ -45,7 +45,7 @@ def loss_and_gradients(
 
 
 def distance(x: Tensor, y: Tensor) -> float:
-    """|x - y| / |y|, or |x - y| / 1e-5 where y is smaller than that: many gradients vanish identically."""
+    """|x - y| / |y|, or |x - y| / 1e-5 where y is smaller: many gradients vanish identically."""
     scale = y.double().norm().clamp(min=1e-5)
     return float((x.double() - y.double()).norm() / scale)
 

@@ -132,6 +132,25 @@ def test_a_collapsed_student_has_gradient_zero_under_distances(normalization: st
         assert student.grad.abs().max() <= 1e-12
 
 
+@pytest.mark.parametrize("rows", range(3, 20))
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_centered_norm_of_rounding_alone_counts_as_zero(dtype: torch.dtype, rows: int) -> None:
+    """Of equal rows nothing is left but rounding, and it is large where the features are.
+
+    Whether anything is left depends on the number of rows and the order of the sums.
+    """
+    first = 1e4 * pair(3, 1, 7).student
+    student = first.expand(rows, 7).to(dtype).clone().requires_grad_()
+    teacher = pair(4, rows, 3).student.to(dtype)
+    loss = reference.affinity_loss(
+        student, teacher, "gram", "frobenius(center=True)", reduction="sum"
+    )
+    loss.backward()
+    # P_s = 0, and |P_t| = 1
+    assert loss.item() == pytest.approx(1.0, rel=1e-6)
+    assert (student.grad == 0).all()
+
+
 def test_the_diagonal_of_distances_is_exactly_zero() -> None:
     x = (1000.0 + pair(4, 6, 5).student).float()
     for affinity in ("sqeuclidean", "euclidean"):

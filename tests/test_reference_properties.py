@@ -104,16 +104,25 @@ def test_feature_maps_are_tokens(
     st.sampled_from(["mse", "l1", "kl", "kl(direction=reverse)", "cross_entropy"]),
     st.sampled_from(["gram", "cosine", "euclidean", "rbf"]),
     st.booleans(),
+    st.none() | st.integers(-2, 2),
     st.sampled_from(["sum", "mean", "batchmean", "matrixmean", "none"]),
 )
 def test_columns_are_the_rows_of_swapped_arguments(
-    seed: int, q: int, k: int, loss: str, affinity: str, masked: bool, reduction: str
+    seed: int,
+    q: int,
+    k: int,
+    loss: str,
+    affinity: str,
+    masked: bool,
+    offset: int | None,
+    reduction: str,
 ) -> None:
     student, teacher = features(seed, q, 3), features(seed + 1, q, 2)
     s_keys, t_keys = features(seed + 2, k, 3), features(seed + 3, k, 2)
     masks: dict[str, Tensor] = {}
     if masked:
         masks = {"mask": torch.arange(q) % 2 == 0, "key_mask": torch.arange(k) % 3 != 1}
+    diagonal = "keep" if offset is None else "zero"
     column = reference.affinity_loss(
         student,
         teacher,
@@ -123,6 +132,8 @@ def test_columns_are_the_rows_of_swapped_arguments(
         student_keys=s_keys,
         teacher_keys=t_keys,
         reduction=reduction,
+        diagonal=diagonal,
+        diagonal_offset=offset,
         **masks,
     )
     swapped = {"mask": masks.get("key_mask"), "key_mask": masks.get("mask")}
@@ -135,6 +146,8 @@ def test_columns_are_the_rows_of_swapped_arguments(
         student_keys=student,
         teacher_keys=teacher,
         reduction=reduction,
+        diagonal=diagonal,
+        diagonal_offset=None if offset is None else -offset,
         **swapped,
     )
     assert_same(column, row)

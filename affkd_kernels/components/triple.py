@@ -32,6 +32,7 @@ def check_triple(affinity: Affinity, normalization: Normalization, loss: Loss) -
             )
         if not affinity.nonnegative:
             raise ValueError(
-                f"loss {loss.name!r} with normalization {normalization.name!r} needs a non-negative "
-                f"affinity, got {affinity}; valid: {NONNEGATIVE}; or normalization 'softmax'"
+                f"loss {loss.name!r} with normalization {normalization.name!r} needs a "
+                f"non-negative affinity, got {affinity}; valid: {NONNEGATIVE}; "
+                "or normalization 'softmax'"
             )

@@ -1,0 +1,168 @@
+"""How the C++ kernels run, which must not show: threads, processors, blocks, memory."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from case_inputs import Inputs, bank, mask, pair, weights
+from cases import Triple, base_triples, part
+from torch import Tensor
+
+import affkd_kernels as affkd
+from affkd_kernels.kernels import cpu, extension
+
+usable, reason = cpu.available()
+pytestmark = pytest.mark.skipif(not usable, reason=reason)
+CAPABILITIES = extension.usable_capabilities() if usable else []
+ALGORITHMS = ("dense", "tiled")
+
+# one of each kind of normalization, together with every affinity and most losses
+TRIPLES = (
+    Triple(part("gram"), part("row_l2"), part("mse")),
+    Triple(part("cosine", shifted=True), part("row_sum"), part("kl")),
+    Triple(part("euclidean"), part("mean"), part("smooth_l1")),
+    Triple(part("rbf"), part("frobenius"), part("mse")),
+    Triple(part("sqeuclidean"), part("max"), part("l1")),
+    Triple(part("gram"), part("frobenius", center=True), part("l1")),
+    Triple(part("polynomial"), part("row_l1"), part("kl", direction="reverse")),
+    Triple(part("cosine"), part("softmax", tau=0.5), part("kl")),
+    Triple(part("rbf", taylor_order=2), part("none"), part("mse")),
+    Triple(part("gram"), part("softmax", tau=3.0, axis="both"), part("cross_entropy")),
+)
+
+
+@pytest.fixture
+def threads() -> Iterator[Any]:
+    """Sets the number of threads, for this test only."""
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
+
+
+def evaluate(inputs: Inputs, triple: Triple, **how: Any) -> list[Tensor]:
+    """The loss and the gradients of all leaves."""
+    inputs, leaves = inputs.with_grad()
+    loss = affkd.affinity_loss(*inputs.features, *triple.build(), **inputs.options, **how)
+    return [loss.detach(), *torch.autograd.grad(loss.sum(), leaves)]
+
+
+def self_inputs(rows: int, dim: int, seed: int = 0, **options: Any) -> Inputs:
+    return pair(seed, rows, dim, teacher_dim=dim + 2, **options)
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+@pytest.mark.parametrize("triple", TRIPLES, ids=str)
+def test_one_and_two_threads_agree_to_the_bit(triple: Triple, algorithm: str, threads: Any) -> None:
+    inputs = self_inputs(300, 40).to(torch.float32)
+    results = []
+    for count in (1, 2):
+        threads(count)
+        results.append(evaluate(inputs, triple, backend="cpp", algorithm=algorithm))
+    for one, two in zip(*results, strict=True):
+        assert torch.equal(one, two)
+
+
+@pytest.mark.parametrize("count", [3, 9])
+def test_a_batch_of_matrices_is_each_matrix_alone(count: int, threads: Any) -> None:
+    threads(2)
+    inputs = pair(0, count, 70, 9, items="tokens", reduction="none")
+    triple = TRIPLES[0]
+    whole = evaluate(inputs, triple, backend="cpp", algorithm="dense")
+    for n in range(count):
+        one = Inputs(inputs.student[n : n + 1], inputs.teacher[n : n + 1], inputs.options)
+        for batched, alone in zip(
+            whole, evaluate(one, triple, backend="cpp", algorithm="dense"), strict=True
+        ):
+            assert torch.equal(batched[n : n + 1], alone)
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+@pytest.mark.parametrize("capability", CAPABILITIES)
+@pytest.mark.parametrize("triple", TRIPLES, ids=str)
+def test_every_instruction_set_computes_the_contract(
+    triple: Triple, capability: str, algorithm: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AFFKD_CPU_CAPABILITY", capability)
+    inputs = self_inputs(37, 19)
+    expected = evaluate(inputs, triple, backend="reference")
+    actual = evaluate(inputs, triple, backend="cpp", algorithm=algorithm)
+    torch.testing.assert_close(actual, expected, rtol=1e-9, atol=1e-12)
+
+
+def test_an_unknown_instruction_set_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AFFKD_CPU_CAPABILITY", "mmx")
+    with pytest.raises(RuntimeError, match="AFFKD_CPU_CAPABILITY"):
+        affkd.affinity_loss(torch.ones(2, 1), torch.ones(2, 1), backend="cpp", algorithm="dense")
+
+
+# sizes around the micro-kernel's rows and panels and the sweeps' blocks
+SHAPES = ((1, 1), (2, 1), (3, 19), (37, 3), (129, 1), (129, 33), (257, 5))
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_self_affinity_of_any_size(shape: tuple[int, int], algorithm: str) -> None:
+    for seed, triple in enumerate(TRIPLES):
+        inputs = self_inputs(*shape, seed=seed)
+        expected = evaluate(inputs, triple, backend="reference")
+        actual = evaluate(inputs, triple, backend="cpp", algorithm=algorithm)
+        torch.testing.assert_close(actual, expected, rtol=1e-8, atol=1e-10, msg=str(triple))
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+@pytest.mark.parametrize("sizes", [(1, 3), (3, 1), (37, 129), (300, 65), (65, 300)], ids=str)
+def test_cross_affinity_of_any_size(sizes: tuple[int, int], algorithm: str) -> None:
+    queries, keys = sizes
+    for seed, triple in enumerate(TRIPLES):
+        inputs = bank(seed, queries, 19, keys=keys, teacher_dim=3)
+        expected = evaluate(inputs, triple, backend="reference")
+        actual = evaluate(inputs, triple, backend="cpp", algorithm=algorithm)
+        torch.testing.assert_close(actual, expected, rtol=1e-8, atol=1e-10, msg=str(triple))
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_masks_that_cross_blocks(algorithm: str) -> None:
+    rows = 270
+    calls = (
+        {"mask": mask(1, rows), "diagonal": "zero", "reduction": "batchmean"},
+        {"pair_mask": mask(2, rows, rows, keep=0.3), "mask": mask(3, rows)},
+        {"row_weight": weights(4, rows), "diagonal": "exclude", "mask": mask(5, rows)},
+    )
+    for number, triple in enumerate(base_triples()):
+        options = calls[number % len(calls)]
+        if triple.forbids_sparse_pairs and number % len(calls) > 0:
+            continue
+        inputs = pair(number, rows, 6, teacher_dim=4, **options)
+        expected = evaluate(inputs, triple, backend="reference")
+        actual = evaluate(inputs, triple, backend="cpp", algorithm=algorithm)
+        torch.testing.assert_close(actual, expected, rtol=1e-8, atol=1e-10, msg=str(triple))
+
+
+PEAK = """
+import resource, sys, torch, affkd_kernels as affkd
+torch.set_num_threads(1)
+
+def step(rows):
+    student = torch.randn(rows, 16, requires_grad=True)
+    how = dict(backend="cpp", algorithm="tiled")
+    affkd.affinity_loss(student, torch.randn(rows, 16), "rbf", "row_l2", "mse", **how).backward()
+
+step(64)
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+step(4000)
+print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="ru_maxrss is in KiB on Linux only")
+def test_tiled_holds_no_matrix_of_pairs() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", PEAK], capture_output=True, text=True, check=True, timeout=120
+    )
+    matrix_mib = 4000 * 4000 * 4 / 2**20
+    assert float(done.stdout) < matrix_mib / 4

@@ -1,0 +1,175 @@
+"""The `affkd` command end to end, and what importing the losses must not bring along."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+import affkd_kernels.trainer.doctor
+from affkd_kernels.presets import list_presets
+from affkd_kernels.trainer.cli import build_parser, main
+from affkd_kernels.trainer.methods import COLUMNS, METHODS
+from affkd_kernels.trainer.report import read_results
+
+QUICK = ("--data.name", "digits", "--data.limit", "150", "--threads", "1",
+         "--optimizer.epochs", "1", "--teacher.epochs", "1")  # fmt: skip
+RECIPES = sorted((Path(__file__).parent.parent / "recipes").glob("*.yaml"))
+
+
+def train(out, *arguments):
+    return main(["train", *QUICK, "--out", str(out), *arguments])
+
+
+def terms(out):
+    return json.loads((out / "metrics.jsonl").read_text().splitlines()[0])["terms"]
+
+
+def test_train_takes_a_recipe_and_flags_over_it(tmp_path, capsys):
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("seed: 5\nlog_every: 1\ndata: {batch_size: 50}\nloss: {preset: pkt}\n")
+    flags = ["--loss.preset", "sp", "--loss.weight", "50", "--seed", "1"]
+    assert main(["train", "-c", str(recipe), *QUICK, "--out", str(tmp_path / "run"), *flags]) == 0
+    config = yaml.safe_load((tmp_path / "run/config.yaml").read_text())
+    assert (config["seed"], config["data"]["batch_size"], config["loss"]["weight"]) == (1, 50, 50.0)
+    assert terms(tmp_path / "run").keys() == {"cross_entropy", "sp"}
+    printed = capsys.readouterr().out
+    assert "test accuracy" in printed and str(tmp_path / "run") in printed.replace("\n", "")
+
+
+def test_train_takes_a_triple(tmp_path):
+    triple = ["--loss.affinity", "rbf(gamma=0.4)", "--loss.normalization", "frobenius"]
+    assert train(tmp_path / "run", *triple, "--loss.loss", "mse", "--log_every", "1") == 0
+    assert terms(tmp_path / "run").keys() == {"cross_entropy", "relation"}
+
+
+def test_weight_and_options_reach_the_loss(tmp_path):
+    common = ["--loss.preset", "rkd_distance", "--log_every", "1"]
+    train(tmp_path / "one", *common, "--loss.weight", "1")
+    train(tmp_path / "ten", *common, "--loss.weight", "10")
+    train(tmp_path / "sum", *common, "--loss.options", "{reduction: sum}")
+    first = [terms(tmp_path / name)["rkd_distance"] for name in ("one", "ten", "sum")]
+    assert first[1] == pytest.approx(10 * first[0])
+    assert first[2] == pytest.approx(64**2 * first[0], rel=1e-5)
+
+
+def test_a_configuration_of_a_run_is_a_recipe_for_it(tmp_path, capsys):
+    assert train(tmp_path / "run", "--loss.preset", "cka") == 0
+    again = ["train", "-c", str(tmp_path / "run/config.yaml")]
+    assert main(again) == 1
+    assert "--resume auto" in capsys.readouterr().err
+    assert main([*again, "--resume", "auto"]) == 0
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
+def test_recipes_run(tmp_path, recipe):
+    out = str(tmp_path / "run")
+    assert main(["train", "-c", str(recipe), *QUICK, "--out", out]) == 0
+    assert json.loads((tmp_path / "run/summary.json").read_text())["last"]["step"] > 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--loss.preset", "spp"], "did you mean 'sp'"),
+        (["--loss.affinity", "gam"], "gam"),
+        (["--loss.preset", "sp", "--loss.student_feature", "feature"], "close to it: features"),
+        (["--data.name", "cifar"], "valid are digits, mnist5k"),
+        (["--student", "resnet"], "valid are cnn_student, cnn_teacher"),
+        (["--teacher.checkpoint", "no/such.pt", "--loss.preset", "sp"], "no/such.pt"),
+    ],
+)  # fmt: skip
+def test_mistakes_are_told_in_one_line(tmp_path, capsys, arguments, message):
+    assert train(tmp_path / "run", *arguments) == 1
+    error = capsys.readouterr().err
+    assert message in error and error.startswith("affkd train:") and error.count("\n") == 1
+
+
+def test_unknown_flags_are_refused(capsys):
+    with pytest.raises(SystemExit) as exit_:
+        build_parser().parse_args(["train", "--los.preset", "sp"])
+    assert exit_.value.code == 2
+
+
+def test_list_and_describe_know_every_preset(capsys):
+    assert main(["list"]) == 0
+    listed = capsys.readouterr().out
+    for name in list_presets():
+        assert f" {name} " in listed
+        assert main(["describe", name]) == 0
+        assert name in capsys.readouterr().out
+    assert main(["describe", "no_such"]) == 1
+
+
+def test_doctor_checks_the_backends_and_finds_a_wrong_one(capsys, monkeypatch):
+    assert main(["doctor"]) == 0
+    healthy = capsys.readouterr().out
+    assert torch.__version__ in healthy and "reference" in healthy and "WRONG" not in healthy
+    right = affkd_kernels.trainer.doctor._loss_and_gradient
+
+    def slightly_off(student, teacher, triple, backend, algorithm):
+        loss, gradient = right(student, teacher, triple, backend, algorithm)
+        return loss, gradient * (1.001 if backend == "torch" else 1)
+
+    monkeypatch.setattr(affkd_kernels.trainer.doctor, "_loss_and_gradient", slightly_off)
+    assert main(["doctor"]) == 1
+    assert "WRONG" in capsys.readouterr().out
+
+
+def demo_arguments(out):
+    return ["demo", "--out", str(out), "--data", "digits", "--limit", "100", "--epochs", "1"]
+
+
+def test_demo_writes_a_table_of_every_method(tmp_path):
+    out = tmp_path / "demo"
+    assert main([*demo_arguments(out), "--seeds", "1"]) == 0
+    results = read_results(out / "results.jsonl")
+    assert {result.method for result in results} == {method.name for method in METHODS}
+    report = (out / "report.md").read_text()
+    assert f"{len(results)} of {len(results)} students" in report
+    for method in METHODS:
+        assert f"| {method.name} |" in report
+    for column in COLUMNS:
+        assert f"{column.setting}: {column.title}" in report
+    assert (out / "plot.png").stat().st_size > 10_000
+    assert main(demo_arguments(out)) == 1
+
+
+def test_a_row_of_the_demo_is_reproduced_by_its_configuration(tmp_path):
+    out = tmp_path / "demo"
+    assert main([*demo_arguments(out), "--seeds", "1"]) == 0
+    student = next(path for path in (out / "students").iterdir() if "RKD" in path.name)
+    again = tmp_path / "again"
+    assert main(["train", "-c", str(student / "config.yaml"), "--out", str(again)]) == 0
+    first, second = (json.loads((path / "summary.json").read_text()) for path in (student, again))
+    assert first["last"] == second["last"]
+
+
+def test_ctrl_c_leaves_a_partial_report(tmp_path):
+    out = tmp_path / "demo"
+    command = [sys.executable, "-m", "affkd_kernels.trainer.cli", *demo_arguments(out)]
+    process = subprocess.Popen([*command, "--seeds", "50"], stdout=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    while len(read_results(out / "results.jsonl")) < 4 and time.monotonic() < deadline:
+        assert process.poll() is None
+        time.sleep(0.02)
+    process.send_signal(signal.SIGINT)
+    assert process.wait(timeout=60) == 130
+    report = (out / "report.md").read_text()
+    finished = len(read_results(out / "results.jsonl"))
+    assert f"{finished} of {50 * 21} students" in report and "(1 of 50)" in report
+    assert (out / "plot.png").exists()
+
+
+def test_the_losses_import_nothing_of_the_trainer():
+    heavy = ["torchvision", "jsonargparse", "rich", "yaml", "matplotlib", "affkd_kernels.trainer"]
+    code = f"import affkd_kernels, sys; print([m for m in {heavy} if m in sys.modules])"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == "[]"

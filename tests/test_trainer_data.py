@@ -1,0 +1,86 @@
+"""The shipped data sets, the choice of labels, and a batch order that survives a restart."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from affkd_kernels.trainer.config import DataConfig
+from affkd_kernels.trainer.data import BatchOrder, labeled_rows, load_data
+
+
+@pytest.mark.parametrize(
+    ("name", "train", "test", "side"),
+    [
+        ("mnist5k", 4000, 1000, 28),
+        ("digits", 1438, 359, 8),
+    ],
+)
+def test_data_sets_are_whole_shuffled_and_standardized(name, train, test, side):
+    data = load_data(DataConfig(name))
+    assert data.train_images.shape == (train, 1, side, side)
+    assert data.test_images.shape == (test, 1, side, side)
+    assert data.classes == 10
+    # sorted files would leave whole classes out of one of the parts
+    assert data.train_labels.bincount().min() > 0.07 * train
+    assert data.test_labels.bincount().min() > 0.07 * test
+    std, mean = torch.std_mean(data.train_images)
+    assert abs(mean) < 1e-3 and abs(std - 1) < 1e-3
+
+
+def test_split_has_no_image_on_both_sides_and_depends_on_its_seed_alone():
+    first, again = load_data(DataConfig("digits")), load_data(DataConfig("digits", batch_size=7))
+    other = load_data(DataConfig("digits", split_seed=1))
+    assert torch.equal(first.train_images, again.train_images)
+    assert not torch.equal(first.train_labels, other.train_labels)
+    distances = torch.cdist(first.test_images.flatten(1), first.train_images.flatten(1))
+    assert distances.min() > 0
+
+
+def test_limit_shortens_the_training_part_only():
+    whole, short = load_data(DataConfig("digits")), load_data(DataConfig("digits", limit=100))
+    assert len(short.train_labels) == 100
+    assert torch.equal(short.train_labels, whole.train_labels[:100])
+    assert torch.equal(short.test_labels, whole.test_labels)
+
+
+def test_unknown_data_set_is_named_with_the_valid_ones():
+    with pytest.raises(ValueError, match="'cifar'.*digits, mnist5k"):
+        load_data(DataConfig("cifar"))
+
+
+def test_labeled_rows_are_balanced_and_change_with_the_seed():
+    labels = torch.arange(10).repeat(30)
+    rows = labeled_rows(labels, 4, seed=0)
+    assert labels[rows].bincount().tolist() == [4] * 10
+    assert torch.equal(rows, labeled_rows(labels, 4, seed=0))
+    assert not torch.equal(rows, labeled_rows(labels, 4, seed=1))
+    assert len(labeled_rows(labels, 0, seed=0)) == 0
+    assert torch.equal(labeled_rows(labels, None, seed=0), torch.arange(300))
+
+
+def test_an_epoch_holds_every_row_once():
+    order = BatchOrder(53, torch.arange(53), DataConfig(batch_size=8), seed=0)
+    first, second = (torch.cat([b.rows for b in order.epoch()]) for _ in range(2))
+    assert order.steps_per_epoch == 7
+    assert torch.equal(first.sort().values, torch.arange(53))
+    assert not torch.equal(first, second)
+
+
+@pytest.mark.parametrize("stop", [0, 1, 5, 6, 7])
+def test_a_restored_order_goes_on_to_the_bit(stop):
+    def fresh(seed):
+        return BatchOrder(53, torch.tensor([3, 5, 11, 40]), DataConfig(batch_size=8), seed)
+
+    whole, interrupted, restored = fresh(seed=2), fresh(seed=2), fresh(seed=9)
+    expected = [*whole.epoch(), *whole.epoch()]
+    for _ in zip(range(stop), interrupted.epoch(), strict=False):
+        pass
+    restored.load_state_dict(interrupted.state_dict())
+    found = [*restored.epoch(), *restored.epoch()][: len(expected) - stop]
+    assert len(found) > 0
+    for (rows, labeled), (rows_expected, labeled_expected) in zip(
+        found, expected[stop:], strict=False
+    ):
+        assert torch.equal(rows, rows_expected)
+        assert torch.equal(labeled, labeled_expected)

@@ -1,0 +1,111 @@
+"""The terms of a step, the learning rate and the neighbor search, against their definitions."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from affkd_kernels.trainer.config import OptimizerConfig, SupervisionConfig
+from affkd_kernels.trainer.evaluate import neighbor_accuracy
+from affkd_kernels.trainer.models import MODELS, build_model
+from affkd_kernels.trainer.objective import (
+    NonFiniteLossError,
+    Objective,
+    Outputs,
+    distillation,
+    require_finite,
+)
+from affkd_kernels.trainer.optimizer import build_optimizer, learning_rate
+
+
+def test_distillation_is_the_softened_divergence_and_leaves_the_teacher_alone():
+    torch.manual_seed(0)
+    student = torch.randn(5, 7, dtype=torch.float64, requires_grad=True)
+    teacher = torch.randn(5, 7, dtype=torch.float64, requires_grad=True)
+    loss = distillation(student, teacher, 4.0)
+    p, q = (torch.softmax(t.detach() / 4, 1) for t in (teacher, student))
+    assert loss.item() == pytest.approx(16 * (p * (p / q).log()).sum().item() / 5)
+    loss.backward()
+    assert teacher.grad is None
+    # d/dz of T^2 KL is T (q - p), averaged over the batch
+    torch.testing.assert_close(student.grad, 4 * (q - p) / 5)
+
+
+def test_the_objective_adds_weighted_terms_and_names_them():
+    torch.manual_seed(0)
+    student, teacher = (Outputs(torch.randn(6, 3), {}) for _ in range(2))
+    labels = torch.tensor([0, 2])
+    relation_value = torch.tensor(0.25)
+    objective = Objective(
+        SupervisionConfig(cross_entropy=0.5, kd=2.0, temperature=3.0),
+        lambda s, t: (relation_value, {"relation": relation_value}),
+    )
+    total, terms = objective(student, teacher, student.logits[:2], labels)
+    expected = {
+        "cross_entropy": 0.5 * F.cross_entropy(student.logits[:2], labels),
+        "kd": 2.0 * distillation(student.logits, teacher.logits, 3.0),
+        "relation": relation_value,
+    }
+    assert terms.keys() == expected.keys()
+    for name, value in expected.items():
+        torch.testing.assert_close(terms[name], value)
+    torch.testing.assert_close(total, sum(expected.values()))
+
+
+def test_no_labels_means_no_cross_entropy_rather_than_nan():
+    objective = Objective(SupervisionConfig(kd=1.0))
+    logits = torch.randn(4, 3)
+    outputs = Outputs(logits, {})
+    total, terms = objective(outputs, outputs, logits[:0], torch.empty(0, dtype=torch.int64))
+    assert terms.keys() == {"kd"} and total.isfinite()
+
+
+def test_a_sum_that_overflows_is_told_as_such():
+    terms = {"a": torch.tensor(3e38), "b": torch.tensor(3e38)}
+    with pytest.raises(NonFiniteLossError, match="step 7: total = inf"):
+        require_finite(sum(terms.values()), terms, 7)
+    require_finite(torch.tensor(1.0), terms, 7)
+
+
+def test_learning_rate_warms_up_and_ends_near_zero():
+    config = OptimizerConfig(lr=2.0, warmup=0.1)
+    rates = [learning_rate(config, step, 100) for step in range(100)]
+    assert rates[0] == pytest.approx(0.2) and rates[9] == rates[10] == 2.0
+    assert rates[55] == pytest.approx(1.0)
+    assert rates[-1] == pytest.approx(1 + math.cos(math.pi * 89 / 90))
+    assert all(later < earlier for earlier, later in zip(rates[10:], rates[11:], strict=False))
+
+
+def test_an_unknown_optimizer_or_model_is_named_with_the_valid_ones():
+    model = build_model("cnn_student", 1, 10, 0)
+    assert isinstance(build_optimizer(model, OptimizerConfig("sgd")), torch.optim.SGD)
+    with pytest.raises(ValueError, match="'lion'.*adamw, sgd"):
+        build_optimizer(model, OptimizerConfig("lion"))
+    with pytest.raises(ValueError, match="'resnet'.*cnn_student, cnn_teacher"):
+        build_model("resnet", 1, 10, 0)
+
+
+@pytest.mark.parametrize("name", sorted(MODELS))
+def test_a_model_depends_on_its_seed_alone(name):
+    first = build_model(name, 3, 7, seed=1)
+    before = torch.get_rng_state()
+    again, other = build_model(name, 3, 7, seed=1), build_model(name, 3, 7, seed=2)
+    assert torch.equal(torch.get_rng_state(), before)
+    weights = [m.features.project.weight for m in (first, again, other)]
+    assert torch.equal(weights[0], weights[1]) and not torch.equal(weights[0], weights[2])
+    for side in (8, 28):
+        assert first(torch.randn(2, 3, side, side)).shape == (2, 7)
+
+
+def test_neighbor_accuracy_agrees_with_a_loop():
+    torch.manual_seed(0)
+    gallery, queries = torch.randn(60, 4), torch.randn(40, 4)
+    labels, wanted = torch.randint(0, 3, (60,)), torch.randint(0, 3, (40,))
+    right = 0
+    for query, label in zip(queries, wanted, strict=True):
+        nearest = (gallery - query).square().sum(1).argsort()[:5]
+        right += int(labels[nearest].bincount(minlength=3).argmax() == label)
+    assert neighbor_accuracy(gallery, labels, queries, wanted) == pytest.approx(100 * right / 40)
