@@ -38,12 +38,12 @@ def make_plan(spec: LossSpec, inputs: Inputs) -> Plan:
         RuntimeError: a backend or algorithm asked for by name that is not usable here, and why.
         ``backend="auto"`` with ``algorithm="auto"`` never raises.
     """
-    blocked = _reference_only(spec, inputs)
+    blocked = reference_only(spec, inputs)
     if blocked or spec.backend == "reference":
         if spec.backend not in ("auto", "reference") or spec.algorithm not in ("auto", "dense"):
             _refuse(spec, f"{blocked}; use backend='reference'")
         return Plan("reference", "dense", blocked or "asked for by name")
-    fused = _fused_missing(inputs.student.device.type)
+    fused = fused_missing(inputs.student.device.type)
     if spec.backend == "triton" or (spec.backend == "cpp" and fused):
         _refuse(spec, fused or "this version has no Triton kernels")
     factored_plan = _factored_plan(spec, inputs, fused is None)
@@ -62,7 +62,7 @@ def _refuse(spec: LossSpec, reason: str) -> None:
     )
 
 
-def _reference_only(spec: LossSpec, inputs: Inputs) -> str | None:
+def reference_only(spec: LossSpec, inputs: Inputs) -> str | None:
     """Why only the reference can compute this call, or None."""
     for component in (spec.affinity, spec.normalization, spec.loss):
         if not component.builtin:
@@ -87,8 +87,8 @@ def _factored_plan(spec: LossSpec, inputs: Inputs, has_fused: bool) -> Plan | No
     """The factored form where it was asked for, or exists and pays."""
     unsupported = factored.unsupported(spec, inputs.pair_mask is not None)
     if spec.algorithm == "factored" or spec.backend == "torch":
-        if spec.algorithm not in ("auto", "factored"):
-            _refuse(spec, "backend='torch' is algorithm='factored'")
+        if spec.algorithm not in ("auto", "factored") or spec.backend not in ("auto", "torch"):
+            _refuse(spec, "algorithm='factored' is backend='torch', which has no other")
         if unsupported:
             _refuse(spec, f"no factored form: {unsupported}")
         return Plan("torch", "factored", "asked for by name")
@@ -111,14 +111,14 @@ def _fused_plan(spec: LossSpec, inputs: Inputs) -> Plan:
     if spec.algorithm != "auto":
         return Plan("cpp", spec.algorithm, "asked for by name")
     budget = DENSE_BYTES if spec.max_workspace_bytes is None else spec.max_workspace_bytes
-    in_flight = min(inputs.student.shape[0], torch.get_num_threads())
+    in_flight = min(inputs.student.shape[0], num_threads())
     pairs = inputs.student.shape[1] * inputs.num_keys
     if 2 * in_flight * pairs * inputs.dtype.itemsize <= budget:
         return Plan("cpp", "dense", "both affinity matrices fit the workspace")
     return Plan("cpp", "tiled", "the affinity matrices would not fit the workspace")
 
 
-def _fused_missing(device: str) -> str | None:
+def fused_missing(device: str) -> str | None:
     """Why no fused kernels for pairs run on this device, or None where they do."""
     if device != "cpu":
         return f"this version has no fused kernels for pairs on {device!r} devices"
@@ -129,11 +129,16 @@ def _fused_missing(device: str) -> str | None:
     return reason
 
 
+def num_threads() -> int:
+    return torch.get_num_threads()
+
+
 def _cpu_kernels() -> tuple[bool, str]:
     return cpu.available()
 
 
-# a constant of a compiled graph; see spec._intern
+# constants of a compiled graph; see spec._intern
+num_threads._dynamo_marked_constant = True  # type: ignore[attr-defined]
 _cpu_kernels._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 

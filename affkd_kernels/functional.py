@@ -9,8 +9,15 @@ from torch import Tensor
 
 from . import ops, reference
 from .components import Affinity, Loss, Normalization
-from .dispatch import Plan, in_functorch, make_plan
-from .inputs import canonical_inputs
+from .dispatch import (
+    Plan,
+    fused_missing,
+    in_functorch,
+    make_plan,
+    num_threads,
+    reference_only,
+)
+from .inputs import Inputs, canonical_inputs, to_items
 from .spec import LossSpec, make_spec, traced_spec
 
 # the arguments of a call that hold tensors, in the order of `Inputs`
@@ -101,13 +108,15 @@ def affinity_loss(
             the text names the argument, what came and what is valid.
         RuntimeError: a backend or algorithm asked for by name is not usable here.
     """
-    resolve = traced_spec if torch.compiler.is_compiling() else make_spec
+    # a weight that changes from step to step must not become a constant of a compiled graph
+    compiling = torch.compiler.is_compiling()
+    resolve, factor = (traced_spec, 1.0) if compiling else (make_spec, weight)
     spec = resolve(
         affinity,
         normalization,
         loss,
         reduction=reduction,
-        weight=weight,
+        weight=factor,
         items=items,
         diagonal=diagonal,
         diagonal_offset=diagonal_offset,
@@ -116,7 +125,7 @@ def affinity_loss(
         algorithm=algorithm,
         max_workspace_bytes=max_workspace_bytes,
     )
-    return evaluate(
+    value = evaluate(
         spec,
         student,
         teacher,
@@ -130,6 +139,7 @@ def affinity_loss(
         teacher_scale,
         process_group=process_group,
     )
+    return value * weight if compiling else value
 
 
 def evaluate(
@@ -174,11 +184,19 @@ def evaluate(
 
 
 def _evaluate_in_graph(spec: LossSpec, tensors: tuple[Any, ...]) -> Tensor:
+    if spec.detach_teacher:
+        tensors = _constants_detached(tensors)
     inputs, rows_shape = canonical_inputs(spec, *tensors)
-    plan = make_plan(spec, inputs)
-    if plan.backend == "reference":
+    if reference_only(spec, inputs) is None and (spec.backend, spec.algorithm) == ("auto", "auto"):
+        # leave the choice to the call, which knows the sizes: the graph serves them all
+        backend = algorithm = "auto"
+        if fused_missing(inputs.student.device.type) is not None:
+            backend, algorithm, _ = make_plan(spec, inputs)
+    else:
+        backend, algorithm, _ = make_plan(spec, inputs)
+    if backend == "reference":
         return reference.evaluate(spec, inputs, rows_shape)
-    result = ops.call_op(spec, inputs, plan.backend, plan.algorithm)
+    result = ops.call_op(spec, inputs, backend, algorithm)
     return result.reshape(rows_shape) if spec.reduction == "none" else result
 
 
@@ -194,6 +212,7 @@ def _eager_plan(spec: LossSpec, tensors: tuple[Any, ...]) -> Plan:
         teacher.dtype,
         student.device,
         teacher.device,
+        num_threads(),
     )
     plan = _plans.get(key)
     if plan is None:
@@ -215,8 +234,7 @@ def _constants_detached(tensors: tuple[Any, ...]) -> tuple[Any, ...]:
     )
 
 
-# positions of teacher, teacher_keys and teacher_scale
-_TEACHER = (1, 3, 9)
+_TEACHER = [i for i, field in enumerate(Inputs._fields) if field.startswith("teacher")]
 
 
 def affinity_matrix(
@@ -236,6 +254,7 @@ def affinity_matrix(
     Arguments as in :func:`affinity_loss`, for one network; a component with options per side uses
     the student's. Entries that take no part are 0. Holds the whole matrix.
     """
+    to_items("x", x, items)
     spec = make_spec(
         affinity,
         normalization,
@@ -244,6 +263,8 @@ def affinity_matrix(
         diagonal=diagonal,
         diagonal_offset=diagonal_offset,
     )
+    if spec.axis == "both":
+        raise ValueError("axis='both' has no one matrix; valid: axis='row', axis='column'")
     inputs, rows_shape = canonical_inputs(spec, x, x.detach(), keys, keys, mask, key_mask)
     matrix = reference.normalized_affinity(spec, inputs)
     lead = rows_shape[:-1]

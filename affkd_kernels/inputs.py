@@ -6,7 +6,8 @@ Whatever the caller holds (samples, token sequences, feature maps) becomes one c
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -59,10 +60,19 @@ class Inputs(NamedTuple):
         return self.student.shape[0] * self.student.shape[1] * self.num_keys
 
 
+def full_precision(device_type: str) -> AbstractContextManager[Any]:
+    """Switches autocast off, where it could be on."""
+    if torch.amp.is_autocast_available(device_type) and torch.is_autocast_enabled(device_type):
+        return torch.autocast(device_type, enabled=False)
+    return nullcontext()
+
+
 def to_items(name: str, x: Tensor, items: str) -> Tensor:
     """The features as [..., Q, D], one row an item (a view where the layout allows)."""
     if not isinstance(x, Tensor):
         raise TypeError(f"{name} must be a torch.Tensor, got {type(x).__name__}")
+    if x.layout != torch.strided:
+        raise TypeError(f"{name} must be a dense (strided) tensor, got layout {x.layout}")
     if x.dtype not in FLOATING:
         raise TypeError(f"{name} must be float16, bfloat16, float32 or float64, got {x.dtype}")
     rank = x.dim()
@@ -80,8 +90,11 @@ def to_items(name: str, x: Tensor, items: str) -> Tensor:
 
 
 def from_items(gradient: Tensor, like: Tensor, items: str) -> Tensor:
-    """A gradient [N, Q, D] in the layout of the features it belongs to: undoes `to_items`."""
-    if items == "pixels":
+    """A gradient [N, Q, D] in the layout of the features it belongs to: undoes `to_items`.
+
+    A scale's gradient [] is what it is.
+    """
+    if items == "pixels" and like.dim():
         return gradient.transpose(1, 2).reshape(like.shape)
     return gradient.reshape(like.shape)
 
@@ -233,12 +246,14 @@ def _per_item(
     return _merge_lead(x, shape[:-features])
 
 
-def _scale(name: str, scale: Tensor | float | None, spec: LossSpec, like: Tensor) -> Tensor | None:
+def _scale(name: str, scale: Any, spec: LossSpec, like: Tensor) -> Tensor | None:
     if scale is None:
         return None
     if not isinstance(spec.affinity, Gram):
         raise ValueError(f"{name} goes with affinity 'gram' only, got {spec.affinity.name!r}")
     if not isinstance(scale, Tensor):
+        if isinstance(scale, bool) or not isinstance(scale, (int, float)):
+            raise TypeError(f"{name} must be a number or a 0-dim floating tensor, got {scale!r}")
         return torch.as_tensor(float(scale), dtype=torch.float64, device=like.device)
     if scale.dim() != 0 or not scale.is_floating_point():
         raise ValueError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 from torch import Tensor
@@ -9,7 +10,7 @@ from torch.nn.modules.loss import _Loss
 
 from .components import Affinity, Loss, Normalization
 from .functional import evaluate
-from .spec import make_spec
+from .spec import LossSpec, make_spec
 
 
 class AffinityLoss(_Loss):
@@ -41,10 +42,22 @@ class AffinityLoss(_Loss):
         process_group: Any = None,
         **options: Any,
     ) -> None:
-        super().__init__()
-        self.spec = make_spec(affinity, normalization, loss, reduction=reduction, **options)
-        self.reduction = reduction
+        self._spec = make_spec(affinity, normalization, loss, reduction=reduction, **options)
+        super().__init__(reduction=reduction)
         self.process_group = process_group
+
+    @property
+    def spec(self) -> LossSpec:
+        """The validated triple and its options."""
+        return self._spec
+
+    @property
+    def reduction(self) -> str:
+        return self._spec.reduction
+
+    @reduction.setter
+    def reduction(self, reduction: str) -> None:
+        self._spec = dataclasses.replace(self._spec, reduction=reduction)
 
     def forward(
         self,
@@ -80,6 +93,8 @@ class AffinityLoss(_Loss):
         spec = self.spec
         parts = [str(spec.affinity), str(spec.normalization), str(spec.loss)]
         parts += [f"reduction={spec.reduction!r}", f"weight={spec.weight!r}"]
-        if spec.items != "samples":
-            parts.append(f"items={spec.items!r}")
+        for field in dataclasses.fields(spec)[5:]:
+            value = getattr(spec, field.name)
+            if value != field.default:
+                parts.append(f"{field.name}={value!r}")
         return ", ".join(parts)

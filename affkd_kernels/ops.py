@@ -17,7 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .inputs import Inputs, canonical_inputs, from_items
+from .dispatch import make_plan
+from .inputs import Inputs, canonical_inputs, from_items, full_precision
 from .kernels import cpu, factored
 from .kernels.result import LossAndGrad, Needs
 from .spec import LossSpec, decode
@@ -32,6 +33,8 @@ _TENSORS = (
     "Tensor? teacher_scale, str spec, str backend, str algorithm"
 )
 _NUM_TENSORS = len(Inputs._fields)
+# positions of what gets a gradient
+_DIFFERENTIABLE = [Inputs._fields.index(field) for field in Needs._fields]
 
 
 def run_loss_and_grad(
@@ -39,14 +42,20 @@ def run_loss_and_grad(
 ) -> LossAndGrad:
     if inputs.num_pairs == 0:
         return _nothing(inputs, needs)
-    return _KERNELS[backend].loss_and_grad(spec, inputs, needs, algorithm)
+    if backend == "auto":
+        backend, algorithm, _ = make_plan(spec, inputs)
+    with full_precision(inputs.student.device.type):
+        return _KERNELS[backend].loss_and_grad(spec, inputs, needs, algorithm)
 
 
 def run_row_losses(spec: LossSpec, inputs: Inputs, backend: str, algorithm: str) -> Tensor:
     rows = inputs.num_keys if spec.axis == "column" else inputs.student.shape[1]
     if inputs.num_pairs == 0:
         return inputs.student.new_zeros((inputs.student.shape[0], rows), dtype=inputs.dtype)
-    return _KERNELS[backend].row_losses(spec, inputs, algorithm)
+    if backend == "auto":
+        backend, algorithm, _ = make_plan(spec, inputs)
+    with full_precision(inputs.student.device.type):
+        return _KERNELS[backend].row_losses(spec, inputs, algorithm)
 
 
 def _nothing(inputs: Inputs, needs: Needs) -> LossAndGrad:
@@ -94,8 +103,7 @@ class FusedLoss(torch.autograd.Function):
             if saved is None or like is None:
                 continue
             gradient = (saved * grad_loss).to(like.dtype)
-            gradient = from_items(gradient, like, ctx.spec.items) if like.dim() else gradient
-            out[3 + i] = _once(gradient, like)
+            out[3 + i] = _once(from_items(gradient, like, ctx.spec.items), like)
         return tuple(out)
 
 
@@ -106,7 +114,7 @@ class FusedRowLosses(torch.autograd.Function):
     def forward(
         ctx: Any, spec: LossSpec, backend: str, algorithm: str, *tensors: Tensor | None
     ) -> Tensor:
-        ctx.save_for_backward(*(x if isinstance(x, Tensor) else None for x in tensors))
+        ctx.save_for_backward(*map(_saved, tensors))
         ctx.numbers = [None if isinstance(x, Tensor) else x for x in tensors]
         ctx.plan = (spec, backend, algorithm)
         return without_gradient(spec, backend, algorithm, tensors)
@@ -126,13 +134,8 @@ class FusedRowLosses(torch.autograd.Function):
         for i, gradient in zip(_DIFFERENTIABLE, result[1:], strict=True):
             if gradient is not None:
                 gradient = gradient.to(tensors[i].dtype)
-                gradient = from_items(gradient, tensors[i], spec.items) if i < 4 else gradient
-                out[3 + i] = _once(gradient, tensors[i])
+                out[3 + i] = _once(from_items(gradient, tensors[i], spec.items), tensors[i])
         return tuple(out)
-
-
-# positions in Inputs of what gets a gradient: student, student_keys, student_scale
-_DIFFERENTIABLE = (0, 2, 8)
 
 
 def summed(spec: LossSpec) -> LossSpec:
@@ -142,6 +145,13 @@ def summed(spec: LossSpec) -> LossSpec:
 
 def _times(rows: Tensor, row_weight: Tensor | None) -> Tensor:
     return rows if row_weight is None else rows * row_weight
+
+
+def _saved(x: Tensor | float | None) -> Tensor | None:
+    """What save_for_backward takes: a teacher computed in inference mode must be copied."""
+    if not isinstance(x, Tensor):
+        return None
+    return x.clone() if x.is_inference() else x
 
 
 def _once(gradient: Tensor, like: Tensor) -> Tensor:
@@ -194,17 +204,17 @@ def _loss_and_grad_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor
     ctx.save_for_backward(*output[1:])
     ctx.mark_non_differentiable(*output[1:])
     ctx.set_materialize_grads(False)
-    ctx.dtypes = [None if inputs[i] is None else inputs[i].dtype for i in _DIFFERENTIABLE]
+    ctx.sources = [inputs[i] for i in _DIFFERENTIABLE]
     ctx.needs = inputs[-1]
 
 
 def _loss_and_grad_backward(ctx: Any, grad_loss: Tensor | None, *_: Any) -> tuple[Any, ...]:
     out: list[Tensor | None] = [None] * (_NUM_TENSORS + 4)
     if grad_loss is not None:
-        saved = zip(_DIFFERENTIABLE, ctx.saved_tensors, ctx.dtypes, ctx.needs, strict=True)
-        for i, gradient, dtype, need in saved:
+        saved = zip(_DIFFERENTIABLE, ctx.saved_tensors, ctx.sources, ctx.needs, strict=True)
+        for i, gradient, source, need in saved:
             if need:
-                out[i] = (gradient * grad_loss).to(dtype)
+                out[i] = _once((gradient * grad_loss).to(source.dtype), source)
     return tuple(out)
 
 
@@ -229,7 +239,7 @@ def _row_losses_fake(*args: Any) -> Tensor:
 
 
 def _row_losses_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    ctx.save_for_backward(*inputs[:_NUM_TENSORS])
+    ctx.save_for_backward(*map(_saved, inputs[:_NUM_TENSORS]))
     ctx.plan = inputs[_NUM_TENSORS:]
 
 
@@ -244,7 +254,9 @@ def _row_losses_backward(ctx: Any, grad_rows: Tensor) -> tuple[Any, ...]:
     out: list[Tensor | None] = [None] * (_NUM_TENSORS + 3)
     for i, gradient, need in zip(_DIFFERENTIABLE, gradients, needs, strict=True):
         if need:
-            out[i] = gradient.to(inputs[i].dtype)  # type: ignore[union-attr]
+            source = inputs[i]
+            assert source is not None
+            out[i] = _once(gradient.to(source.dtype), source)
     return tuple(out)
 
 

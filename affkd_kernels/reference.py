@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from . import components as c
-from .inputs import Inputs, canonical_inputs
+from .inputs import Inputs, canonical_inputs, full_precision
 from .spec import LossSpec, make_spec
 
 
@@ -33,15 +33,19 @@ def affinity_loss(
     from .functional import PER_CALL
 
     per_call = {name: options.pop(name) for name in PER_CALL if name in options}
-    options.setdefault("backend", "reference")
-    spec = make_spec(affinity, normalization, loss, **options)
+    if options.pop("process_group", None) is not None:
+        raise NotImplementedError("process_group is not available yet; pass None")
+    backend = options.pop("backend", "auto")
+    if backend not in ("auto", "reference"):
+        raise ValueError(f"this is backend='reference', got backend={backend!r}")
+    spec = make_spec(affinity, normalization, loss, backend="reference", **options)
     inputs, rows_shape = canonical_inputs(spec, student, teacher, **per_call)
     return evaluate(spec, inputs, rows_shape)
 
 
 def evaluate(spec: LossSpec, inputs: Inputs, rows_shape: tuple[int, ...]) -> Tensor:
     """The loss: 0-dim, or for ``reduction="none"`` the row losses in ``rows_shape``."""
-    with torch.autocast(inputs.student.device.type, enabled=False):
+    with full_precision(inputs.student.device.type):
         inputs, offset = _prepared(spec, inputs), _diagonal_offset(spec, inputs)
         if spec.axis == "both":
             row = _reduced(spec, *_row_losses(spec, inputs, offset))
@@ -57,7 +61,7 @@ def evaluate(spec: LossSpec, inputs: Inputs, rows_shape: tuple[int, ...]) -> Ten
 
 def normalized_affinity(spec: LossSpec, inputs: Inputs, side: str = "student") -> Tensor:
     """P [N, Q, K] of one side; entries that take no part are 0."""
-    with torch.autocast(inputs.student.device.type, enabled=False):
+    with full_precision(inputs.student.device.type):
         inputs, offset = _prepared(spec, inputs), _diagonal_offset(spec, inputs)
         column = spec.axis == "column"
         if column:
@@ -122,8 +126,11 @@ def _row_losses(spec: LossSpec, inputs: Inputs, offset: int | None) -> tuple[Ten
     else:
         entries = _POINTWISE.get(type(spec.loss), _registered_loss)(spec.loss, student, teacher)
     rows = torch.where(pairs, entries, entries.new_zeros(())).sum(-1)
-    rows = torch.where(pairs.any(-1), rows + _non_finite(inputs), rows)
-    return (rows if inputs.row_weight is None else inputs.row_weight * rows), pairs
+    rows = rows + _non_finite(inputs)
+    if inputs.row_weight is not None:
+        rows = inputs.row_weight * rows
+    # what takes part in nothing shows nowhere, not even a NaN
+    return torch.where(pairs.any(-1), rows, rows.new_zeros(())), pairs
 
 
 def _non_finite(inputs: Inputs) -> Tensor:
@@ -179,7 +186,7 @@ def _side(
         queries, keys, scale = inputs.teacher, inputs.teacher_keys, inputs.teacher_scale
     keys_mask = inputs.mask if keys is None else inputs.key_mask
     a = spec.affinity
-    if isinstance(a, c.Gram):
+    if type(a) is c.Gram:
         factor = a.scale_of(side, queries.shape[-1]) if scale is None else scale
         matrix = _products(queries, queries if keys is None else keys) * factor
     elif type(a) in _AFFINITIES:
@@ -192,7 +199,7 @@ def _side(
     if spec.diagonal == "zero" and diagonal is not None:
         matrix = matrix.masked_fill(diagonal, 0.0)
     matrix = torch.where(pairs, matrix, matrix.new_zeros(()))
-    if isinstance(spec.normalization, c.Softmax):
+    if type(spec.normalization) is c.Softmax:
         return _softmax(matrix / spec.normalization.tau_of(side), pairs)
     normalize = _NORMALIZATIONS.get(type(spec.normalization), _registered_normalization)
     return normalize(spec.normalization, matrix, pairs, diagonal), None
@@ -256,7 +263,8 @@ def _zero_unless_nan(x: Tensor, where: Tensor) -> Tensor:
 
 def _cosine(a: c.Cosine, queries: Tensor, keys: Tensor, diagonal: Tensor | None) -> Tensor:
     cosine = _products(queries, keys)
-    return (1 + cosine) / 2 if a.shifted else cosine
+    # rounding may leave a cosine below -1, and a negative "probability" has no logarithm
+    return ((1 + cosine) / 2).clamp(min=0) if a.shifted else cosine
 
 
 def _sqeuclidean(
@@ -276,7 +284,7 @@ def _rbf(a: c.RBF, queries: Tensor, keys: Tensor, diagonal: Tensor | None) -> Te
     if a.taylor_order is None:
         return torch.exp(-a.gamma * _squared_distances(queries, keys, diagonal))
     x = 2 * a.gamma * _products(queries, keys)
-    series = torch.ones_like(x)
+    series = 1 + 0 * x
     # Horner: 1 + x (1 + x/2 (1 + x/3 (...)))
     for order in range(a.taylor_order, 0, -1):
         series = 1 + series * x / order
@@ -349,7 +357,8 @@ def _centered(matrix: Tensor, pairs: Tensor) -> Tensor:
 
 def _mean(n: c.Mean, matrix: Tensor, pairs: Tensor, diagonal: Tensor | None) -> Tensor:
     if n.over == "positive":
-        counted = matrix > 0
+        # not `> 0`, which NaN fails: a matrix of NaN would count as nothing
+        counted = ~(matrix <= 0)
     elif n.over == "offdiag" and diagonal is not None:
         counted = pairs & ~diagonal
     else:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
+import numbers
 from dataclasses import dataclass
 from typing import Any
 
@@ -43,9 +44,9 @@ class LossSpec:
         _check_choice("diagonal", self.diagonal, DIAGONALS)
         _check_choice("backend", self.backend, BACKENDS)
         _check_choice("algorithm", self.algorithm, ALGORITHMS)
-        _check_weight(self.weight)
-        _check_integer("diagonal_offset", self.diagonal_offset)
-        _check_integer("max_workspace_bytes", self.max_workspace_bytes)
+        object.__setattr__(self, "weight", _checked_weight(self.weight))
+        _check_integer("diagonal_offset", self.diagonal_offset, -_LIMIT)
+        _check_integer("max_workspace_bytes", self.max_workspace_bytes, 0)
         if not isinstance(self.detach_teacher, bool):
             raise TypeError(f"detach_teacher must be True or False, got {self.detach_teacher!r}")
         if self.backend == "reference" and self.algorithm not in ("auto", "dense"):
@@ -62,18 +63,24 @@ class LossSpec:
             )
         object.__setattr__(self, "_hash", hash(dataclasses.astuple(self)))
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        # not the cached hash: the hashes of strings differ between processes
+        return LossSpec, tuple(getattr(self, field.name) for field in dataclasses.fields(self))
+
     def __hash__(self) -> int:
         return self._hash  # type: ignore[attr-defined]
 
     @property
     def axis(self) -> str:
         """The axis of the softmax; every other normalization works along rows."""
-        return self.normalization.axis if isinstance(self.normalization, Softmax) else "row"
+        n = self.normalization
+        return n.axis if isinstance(n, Softmax) and n.builtin else "row"
 
     @property
     def whole_matrix(self) -> bool:
         """Whether single pairs cannot be left out: centering, and a softmax over columns."""
-        centered = isinstance(self.normalization, Frobenius) and self.normalization.center
+        n = self.normalization
+        centered = isinstance(n, Frobenius) and n.builtin and n.center
         return centered or self.axis != "row"
 
     @property
@@ -98,17 +105,33 @@ def decode(text: str) -> LossSpec:
     return make_spec(affinity, normalization, loss, **parse_call(options)[1])
 
 
-@functools.lru_cache(maxsize=512)
 def make_spec(
     affinity: Affinity | str, normalization: Normalization | str, loss: Loss | str, **options: Any
 ) -> LossSpec:
     """Resolve the shorthands and validate; cached, because training calls repeat themselves."""
+    try:
+        return _cached_spec(affinity, normalization, loss, **options)
+    except TypeError:
+        # also what an unhashable argument gives, and then the text would not name it
+        return _new_spec(affinity, normalization, loss, **options)
+
+
+def _new_spec(
+    affinity: Affinity | str, normalization: Normalization | str, loss: Loss | str, **options: Any
+) -> LossSpec:
+    valid = [field.name for field in dataclasses.fields(LossSpec)[3:]]
+    for option in options:
+        if option not in valid:
+            raise TypeError(f"unknown option {option!r}; valid options: {', '.join(valid)}")
     return LossSpec(
         Affinity.resolve(affinity),
         Normalization.resolve(normalization),
         Loss.resolve(loss),
         **options,
     )
+
+
+_cached_spec = functools.lru_cache(maxsize=512, typed=True)(_new_spec)
 
 
 class _Traced:
@@ -144,13 +167,21 @@ def _check_choice(option: str, value: Any, choices: tuple[str, ...]) -> None:
         raise ValueError(f"{option} must be one of {', '.join(map(repr, choices))}, got {value!r}")
 
 
-def _check_weight(weight: Any) -> None:
-    if isinstance(weight, bool) or not isinstance(weight, (int, float)):
+def _checked_weight(weight: Any) -> float:
+    if isinstance(weight, bool) or not isinstance(weight, numbers.Real):
         raise TypeError(f"weight must be a float, got {type(weight).__name__}")
     if not math.isfinite(weight):
         raise ValueError(f"weight must be finite, got {weight}")
+    return float(weight)
 
 
-def _check_integer(option: str, value: Any) -> None:
-    if value is not None and (isinstance(value, bool) or not isinstance(value, int)):
+_LIMIT = 2**62
+
+
+def _check_integer(option: str, value: Any, at_least: int) -> None:
+    if value is None:
+        return
+    if isinstance(value, bool) or not isinstance(value, int):
         raise TypeError(f"{option} must be an integer or None, got {value!r}")
+    if not at_least <= value <= _LIMIT:
+        raise ValueError(f"{option} must lie in [{at_least}, {_LIMIT}], got {value}")

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import oracle
-from oracle import Array
+from formulas import Array, with_defaults
 
 
 def numerical_gradient(function: Callable[[Array], float], x: Any, step: float = 1e-5) -> Array:
@@ -39,7 +39,7 @@ def distance_to_kink(student: Any, teacher: Any, *components: Any, **call: Any) 
     In units of A or P, whichever the kink lives in. An entry that sits on a kink to 12 digits is
     there by construction (a diagonal of zeros, P = 1 at both maxima) and does not move: left out.
     """
-    affinity, normalization, loss = map(oracle.with_defaults, components)
+    affinity, normalization, loss = map(with_defaults, components)
     axis = normalization[1].get("axis")
     call = {key: value for key, value in call.items() if key not in _NOT_STAGES}
     margins = [_clamp_margin(student, teacher, affinity, **call)]

@@ -228,10 +228,8 @@ def test_float32_error_is_the_reference_s_own(near_copy: bool, fused: dict[str, 
         )
         eager, (eager_gradient,) = loss_and_gradients(inputs, triple, backend="reference")
         value, (gradient,) = loss_and_gradients(inputs, triple, **fused)
-        # a factored gradient of near copies is documented to be about four times eager's
-        factor = 5 if fused["algorithm"] == "factored" and near_copy else 2
         assert distance(value, exact) <= 2 * distance(eager, exact) + 1e-6, triple
-        allowed = factor * distance(eager_gradient, exact_gradient) + 1e-6
+        allowed = 2 * distance(eager_gradient, exact_gradient) + 1e-6
         assert distance(gradient, exact_gradient) <= allowed, triple
 
 
@@ -254,3 +252,72 @@ def test_an_in_place_change_after_the_call_is_no_error(fused: dict[str, str]) ->
     value.backward()
     expected = affkd.affinity_loss(leaf, teacher, "gram", "row_l2", "mse", backend="reference")
     assert distance(leaf.grad, torch.autograd.grad(expected, leaf)[0]) < 1e-10
+
+
+def test_keys_that_are_the_queries_are_still_keys(fused: dict[str, str]) -> None:
+    """A cross-affinity with the same tensor on both sides, and another teacher side."""
+    student, teacher, teacher_keys = torch.randn(3, 2, 20, 4, dtype=torch.float64).unbind(0)
+    student.requires_grad_()
+    for normalization in ("none", "row_l2", "frobenius", "frobenius(center=True)"):
+        results = []
+        for how in (fused, {"backend": "reference"}):
+            value = affkd.affinity_loss(
+                student, teacher, "gram", normalization, "mse", items="tokens",
+                student_keys=student, teacher_keys=teacher_keys, **how,
+            )  # fmt: skip
+            results.append((value, torch.autograd.grad(value, student)[0]))
+        torch.testing.assert_close(results[0], results[1])
+
+
+def test_features_of_length_zero(fused: dict[str, str], poisoned_memory: Any) -> None:
+    empty = torch.zeros(5, 0, dtype=torch.float64, requires_grad=True)
+    teacher, teacher_keys = torch.randn(2, 7, 4, dtype=torch.float64).unbind(0)
+    keys = {"student_keys": torch.zeros(7, 0).double(), "teacher_keys": teacher_keys}
+    for options in ({}, keys):
+        value = affkd.affinity_loss(empty, teacher[:5], **options, **fused)
+        expected = affkd.affinity_loss(empty, teacher[:5], **options, backend="reference")
+        torch.testing.assert_close(value, expected)
+        assert torch.autograd.grad(value, empty)[0].shape == (5, 0)
+
+
+def test_a_shifted_cosine_is_never_negative(fused: dict[str, str]) -> None:
+    """Opposite directions: rounding must not give a probability below 0 and a NaN for its log."""
+    triple = ("cosine(shifted=True)", "row_sum", "kl")
+    if fused["algorithm"] == "factored":
+        pytest.skip("no pkt triple has this form")
+    for _ in range(50):
+        x, teacher = torch.randn(1, 512), torch.randn(2, 512)
+        student = torch.cat((x, -3 * x)).requires_grad_()
+        for how in (fused, {"backend": "reference"}):
+            value = affkd.affinity_loss(student, teacher, *triple, **how)
+            assert value.isfinite() and torch.autograd.grad(value, student)[0].isfinite().all()
+
+
+@pytest.mark.parametrize("offset", [3.0, 100.0])
+def test_centering_is_not_hurt_by_a_common_offset(offset: float, fused: dict[str, str]) -> None:
+    """cka of float32 features with a large mean: no worse than the reference, which centers A."""
+    inputs = pair(19, 96, 64).to(torch.float32)
+    shifted = Inputs(inputs.student + offset, inputs.teacher + offset)
+    triple = Triple(Part("gram"), Part("frobenius", (("center", True),)), Part("mse"))
+    exact, (exact_gradient,) = loss_and_gradients(
+        shifted.to(torch.float64), triple, backend="reference"
+    )
+    eager, (eager_gradient,) = loss_and_gradients(shifted, triple, backend="reference")
+    value, (gradient,) = loss_and_gradients(shifted, triple, **fused)
+    assert distance(value, exact) <= 2 * distance(eager, exact) + 1e-6
+    assert distance(gradient, exact_gradient) <= 2 * distance(eager_gradient, exact_gradient) + 1e-6
+
+
+def test_what_takes_part_in_nothing_shows_nowhere(fused: dict[str, str]) -> None:
+    nan = torch.full((1, 3), torch.nan, dtype=torch.float64, requires_grad=True)
+    alone = affkd.affinity_loss(nan, nan.detach(), diagonal="exclude", **fused)
+    assert alone == 0 and not torch.autograd.grad(alone, nan)[0].any()
+    student, teacher = pair(20, 4, 3).features
+    student = student.index_fill(0, torch.tensor([1]), torch.nan)
+    valid = torch.tensor([True, True, False, True])
+    weight = torch.tensor([1.0, 1.0, torch.nan, 1.0]).double()
+    rows = affkd.affinity_loss(
+        student, teacher, "gram", "row_l2", "mse", mask=valid, row_weight=weight,
+        reduction="none", **fused,
+    )  # fmt: skip
+    assert rows.isnan().tolist() == [True, True, False, True] and rows[2] == 0

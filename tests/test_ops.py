@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import pickle
+import subprocess
+import sys
 from typing import Any
 
 import pytest
@@ -112,14 +115,19 @@ def test_inductor_runs_loss_and_backward() -> None:
     torch.testing.assert_close(gradient, torch.autograd.grad(expected, student)[0])
 
 
-@pytest.mark.parametrize("algorithm", ["auto", "factored"])
-def test_autocast_changes_nothing(algorithm: str) -> None:
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+def test_autocast_changes_nothing(reduction: str, implementation: dict[str, str]) -> None:
     student, teacher = (x.float() for x in pair(7, 64, 8, teacher_dim=6).features)
-    expected = affkd.affinity_loss(student, teacher, "gram", "row_l2", "mse", algorithm=algorithm)
+    student.requires_grad_()
+    how = {"reduction": reduction, **implementation}
+    expected = affkd.affinity_loss(student, teacher, "gram", "row_l2", "mse", **how)
+    (expected_gradient,) = torch.autograd.grad(expected.sum(), student)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        value = affkd.affinity_loss(student, teacher, "gram", "row_l2", "mse", algorithm=algorithm)
-        assert value.dtype == torch.float32
-    assert torch.equal(value, expected)
+        value = affkd.affinity_loss(student, teacher, "gram", "row_l2", "mse", **how)
+    # a backward belongs outside of autocast
+    (gradient,) = torch.autograd.grad(value.sum(), student)
+    assert value.dtype == torch.float32
+    assert torch.equal(value, expected) and torch.equal(gradient, expected_gradient)
 
 
 def test_under_torch_func_the_reference_runs() -> None:
@@ -176,3 +184,67 @@ def test_only_the_gradients_that_are_wanted_are_computed(monkeypatch: Any) -> No
         (False, True, False),
         (False, False, False),
     ]
+
+
+def test_a_second_derivative_of_the_op_is_an_error() -> None:
+    student, teacher = pair(11, 64, 4).features
+    student.requires_grad_()
+    compiled = torch.compile(affkd.AffinityLoss("gram", "row_l2", "mse"), backend="eager")
+    torch._dynamo.reset()
+    (gradient,) = torch.autograd.grad(compiled(student, teacher) ** 2, student, create_graph=True)
+    with pytest.raises(RuntimeError, match='backend="reference"'):
+        torch.autograd.grad(gradient.square().sum(), student)
+
+
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+def test_a_teacher_of_inference_mode(reduction: str, implementation: dict[str, str]) -> None:
+    student, teacher = pair(12, 12, 4).features
+    with torch.inference_mode():
+        constant = teacher * 1.0
+    leaf = student.requires_grad_()
+    how = {"reduction": reduction, **implementation}
+    value = affkd.affinity_loss(leaf, constant, "gram", "row_l2", "mse", **how)
+    expected = affkd.affinity_loss(leaf, teacher, "gram", "row_l2", "mse", **how)
+    gradients = (torch.autograd.grad(x.sum(), leaf)[0] for x in (value, expected))
+    assert torch.equal(value, expected) and torch.equal(*gradients)
+
+
+def test_a_weight_may_change_under_compile() -> None:
+    student, teacher = pair(13, 64, 4).features
+    counter = CompileCounter()
+    torch._dynamo.reset()
+    compiled = torch.compile(
+        lambda weight: affkd.affinity_loss(student, teacher, weight=weight),
+        fullgraph=True,
+        backend=counter,
+    )
+    for weight in (1.0, 2.0, 3.5):
+        expected = affkd.affinity_loss(student, teacher, weight=weight)
+        torch.testing.assert_close(compiled(weight), expected)
+    assert counter.frame_count <= 2
+
+
+def test_export_keeps_the_batch_size_open() -> None:
+    class Step(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.loss = affkd.AffinityLoss("gram", "row_l2", "mse")
+
+        def forward(self, student: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
+            return self.loss(student, teacher)
+
+    size = torch.export.Dim("batch", min=2, max=4096)
+    example = pair(14, 64, 4).features
+    program = torch.export.export(Step(), example, dynamic_shapes=({0: size}, {0: size}))
+    other = pair(15, 7, 4).features
+    torch.testing.assert_close(program.module()(*other), Step()(*other))
+
+
+def test_a_spec_keeps_its_hash_in_another_process() -> None:
+    spec = make_spec("gram", "row_l2", "mse")
+    code = "import pickle, sys; s = pickle.load(sys.stdin.buffer); print(len({s, s.__class__("
+    code += "s.affinity, s.normalization, s.loss)}))"
+    run = subprocess.run(
+        [sys.executable, "-c", code], input=pickle.dumps(spec), capture_output=True, check=True
+    )
+    assert run.stdout.strip() == b"1"

@@ -112,6 +112,17 @@ def test_a_row_too_short_for_a_direction_has_gradient_zero(affinity: str, norm: 
     assert (student.grad[[0, 1, 3, 4]].abs().sum(-1) > 0).all()
 
 
+@pytest.mark.parametrize("exponent", [9, 12, 15, 18, 19, 20, 22, 25, 30, 37])
+def test_what_overflows_inside_float32_is_not_a_plausible_number(exponent: int) -> None:
+    """Features that float32 holds, and whose squares or statistics it does not."""
+    for triple in base_triples():
+        inputs = pair(seed_of(triple), 6, 4).map(lambda x: (x * 10.0**exponent).float())
+        loss = reference.affinity_loss(*inputs.features, *triple.build())
+        exact = reference.affinity_loss(*inputs.to(torch.float64).features, *triple.build())
+        if loss.isfinite():
+            assert loss.item() == pytest.approx(exact.item(), rel=1e-3, abs=1e-9), str(triple)
+
+
 @pytest.mark.parametrize("affinity", ["sqeuclidean", "euclidean", "rbf(unit=False)"])
 def test_two_coincident_rows_exert_no_force_on_each_other(affinity: str) -> None:
     """Alone in the batch they have gradient 0; the teacher's distance cannot tell them apart."""

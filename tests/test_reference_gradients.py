@@ -135,6 +135,21 @@ def test_the_student_scale_gets_a_gradient_and_the_teacher_scale_none() -> None:
     assert teacher_scale.grad is None
 
 
+def test_tied_maxima_share_the_gradient_evenly() -> None:
+    # A = 2 1 | 2 1 and L = sum A / max A = 3; of dL/d max = - 6/4 each of the two maxima gets half:
+    # dL/dA = -1/4 1/2 | -1/4 1/2, and dL/dx_i = 2 * -1/4 + 1 * 1/2 = 0
+    student = torch.ones(2, 1, requires_grad=True)
+    keys = torch.tensor([[2.0], [1.0]], requires_grad=True)
+    nothing = {"student_keys": keys, "teacher_keys": torch.zeros(2, 1)}
+    loss = reference.affinity_loss(
+        student, torch.zeros(2, 1), "gram", "max", "l1", reduction="sum", **nothing
+    )
+    loss.backward()
+    assert loss == 3.0
+    assert student.grad.tolist() == [[0.0], [0.0]]
+    assert keys.grad.tolist() == [[-0.5], [1.0]]
+
+
 def test_keys_that_hold_the_rows_add_up_to_the_self_affinity() -> None:
     """A self-affinity's gradient reaches the features through both sides."""
     inputs = pair(3, 5, 4)

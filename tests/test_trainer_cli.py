@@ -11,12 +11,14 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.nn.functional as F
 import yaml
 
 import affkd_kernels.trainer.doctor
 from affkd_kernels.presets import list_presets
 from affkd_kernels.trainer.cli import build_parser, main
 from affkd_kernels.trainer.methods import COLUMNS, METHODS
+from affkd_kernels.trainer.models import build_model
 from affkd_kernels.trainer.report import read_results
 
 QUICK = ("--data.name", "digits", "--data.limit", "150", "--threads", "1",
@@ -83,13 +85,18 @@ def test_recipes_run(tmp_path, recipe):
         (["--loss.preset", "sp", "--loss.student_feature", "feature"], "close to it: features"),
         (["--data.name", "cifar"], "valid are digits, mnist5k"),
         (["--student", "resnet"], "valid are cnn_student, cnn_teacher"),
-        (["--teacher.checkpoint", "no/such.pt", "--loss.preset", "sp"], "no/such.pt"),
+        (["--teacher.checkpoint", "no/such.pt", "--loss.preset", "sp"], "must be a file"),
+        (["--teacher.model", "resnet", "--loss.preset", "sp"], "valid are cnn_student"),
+        (["--optimizer.epochs", "0"], "epochs must be at least 1, got 0"),
+        (["--data.labels_per_class", "-1"], "labels_per_class must be at least 0, got -1"),
     ],
 )  # fmt: skip
 def test_mistakes_are_told_in_one_line(tmp_path, capsys, arguments, message):
     assert train(tmp_path / "run", *arguments) == 1
     error = capsys.readouterr().err
     assert message in error and error.startswith("affkd train:") and error.count("\n") == 1
+    # the corrected command must not find the folder taken
+    assert not (tmp_path / "run").exists()
 
 
 def test_unknown_flags_are_refused(capsys):
@@ -166,6 +173,16 @@ def test_ctrl_c_leaves_a_partial_report(tmp_path):
     finished = len(read_results(out / "results.jsonl"))
     assert f"{finished} of {50 * 21} students" in report and "(1 of 50)" in report
     assert (out / "plot.png").exists()
+
+
+def test_the_example_in_the_readme_runs():
+    page = (Path(__file__).parent.parent / "README.md").read_text()
+    example = page.split("```python\n")[1].split("```")[0]
+    student, teacher = (build_model(f"cnn_{role}", 1, 10, 0) for role in ("student", "teacher"))
+    loader = [(torch.randn(8, 1, 8, 8), torch.arange(8))]
+    names = {"torch": torch, "F": F, "student": student, "teacher": teacher, "loader": loader}
+    exec(example, names)
+    assert names["loss"].isfinite() and student.features.project.weight.grad.abs().sum() > 0
 
 
 def test_the_losses_import_nothing_of_the_trainer():

@@ -190,7 +190,7 @@ def test_a_killed_process_goes_on_to_the_bit(tmp_path, victim):
     same_to_the_bit(tmp_path / "whole/teacher", cut / "teacher")
 
 
-def wait_for_lines(path, count, process, seconds=120):
+def wait_for_lines(path, count, process, seconds=300):
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline and process.poll() is None:
         if path.exists() and path.read_bytes().count(b"\n") >= count:

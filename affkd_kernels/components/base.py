@@ -6,6 +6,7 @@ import ast
 import dataclasses
 import difflib
 import math
+import numbers
 from typing import Any, ClassVar, TypeVar, cast
 
 C = TypeVar("C", bound="Component")
@@ -25,8 +26,12 @@ class Component:
     kind: ClassVar[str]
     # filled per axis by `register`: name -> class
     choices: ClassVar[dict[str, type[Component]]]
-    # a component of the contract, which the fused kernels know; registered ones of users are not
+    # one of the contract's own, which the fused kernels know; not inherited: a subclass is another
     builtin: ClassVar[bool] = False
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        cls.builtin = vars(cls).get("builtin", False)
 
     def __str__(self) -> str:
         changed = [
@@ -52,7 +57,7 @@ class Component:
         return component
 
     @classmethod
-    def resolve(cls: type[C], value: C | str) -> C:
+    def resolve(cls: type[C], value: Any) -> C:
         """Turn the shorthand (``"rbf"``, ``"rbf(gamma=0.5)"``) into a component.
 
         Raises:
@@ -61,10 +66,12 @@ class Component:
         """
         if isinstance(value, cls):
             return value
+        if isinstance(value, type) and issubclass(value, cls):
+            raise TypeError(f"{cls.kind} is the class {value.__name__}; pass {value.__name__}()")
         if not isinstance(value, str):
             raise TypeError(
-                f"{cls.kind} must be a name or a {cls.__name__}, got {type(value).__name__}; "
-                f"valid names: {', '.join(cls.choices)}"
+                f"{cls.kind} must be a name or an instance of {cls.__name__}, got "
+                f"{type(value).__name__}; valid names: {', '.join(cls.choices)}"
             )
         name, options = parse_call(value)
         if name not in cls.choices:
@@ -112,7 +119,7 @@ def check_number(
     optional: bool = False,
 ) -> None:
     """Raise unless the option is a finite real number (or None, where optional) in its range."""
-    value = getattr(owner, option)
+    value: Any = getattr(owner, option)
     if value is None and optional:
         return
     wanted = "a finite number"
@@ -122,8 +129,10 @@ def check_number(
         wanted += f" >= {at_least:g}"
     if optional:
         wanted += " or None"
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
         raise TypeError(f"{owner.name}: {option} must be {wanted}, got {value!r}")
+    # NumPy's numbers would not survive the text form
+    object.__setattr__(owner, option, float(value))
     too_low = (above is not None and value <= above) or (at_least is not None and value < at_least)
     if not math.isfinite(value) or too_low:
         raise ValueError(f"{owner.name}: {option} must be {wanted}, got {value!r}")
@@ -133,8 +142,9 @@ def check_integer(owner: Component, option: str, *, at_least: int, optional: boo
     value = getattr(owner, option)
     if value is None and optional:
         return
-    if isinstance(value, bool) or not isinstance(value, int):
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral):
         raise TypeError(f"{owner.name}: {option} must be an integer, got {value!r}")
+    object.__setattr__(owner, option, int(value))
     if value < at_least:
         raise ValueError(f"{owner.name}: {option} must be >= {at_least}, got {value!r}")
 

@@ -19,11 +19,9 @@ def check_triple(affinity: Affinity, normalization: Normalization, loss: Loss) -
             f"normalization {normalization} needs a non-negative affinity, got "
             f"{affinity}; valid: {NONNEGATIVE}"
         )
-    softmax = isinstance(normalization, Softmax)
+    softmax = type(normalization) is Softmax
     if loss.needs_softmax and not softmax:
-        raise ValueError(
-            f"loss {loss.name!r} needs normalization 'softmax', got {normalization}"
-        )
+        raise ValueError(f"loss {loss.name!r} needs normalization 'softmax', got {normalization}")
     if loss.needs_distribution and not softmax:
         if not normalization.distribution:
             raise ValueError(

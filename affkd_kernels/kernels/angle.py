@@ -7,10 +7,10 @@ With a_ij = |x_i - x_j|^2 the cosine of the angle at vertex j between i and k is
 so the loss is a function of the squared distances alone. Its derivative V_ij = d L / d a_ij, with
 W = d L / d psi, needs no more than sums of what the forward has at hand:
 
-    V_ij = sum_k W_ijk / sqrt(a_ij a_kj) - sum_k W_ijk psi_ijk / a_ij - sum_v W_ivj / (2 sqrt(..)),
+    V_ij = sum_k W_ijk (1 / sqrt(a_ij a_kj) - psi_ijk / a_ij) - sum_v W_ivj / (2 sqrt(a_iv a_jv)),
 
-and the gradient is that of any squared distance, dX = 2 (diag((V + V') 1) X - (V + V') X). Memory is
-O(L^2) and a block of a few vertices, arithmetic O(L^3) whatever the feature length.
+and the gradient is that of any squared distance, dX = 2 (diag((V + V') 1) X - (V + V') X). Memory:
+O(L^2) and a block of a few vertices; arithmetic: O(L^3), whatever the feature length.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ from torch import Tensor
 COINCIDENT = 1e-12
 # what a Gram matrix resolves of |x_i - x_j|^2, in units of epsilon * (|x_i|^2 + |x_j|^2)
 RESOLUTION = 16
-# entries of one block: three of them should fit a CPU's cache, and fill a GPU
+# entries of one block, some 30 bytes each: near a CPU's cache, and within 64 MiB elsewhere
 BLOCK_ENTRIES = {"cpu": 1 << 18}
-DEFAULT_BLOCK_ENTRIES = 1 << 23
+DEFAULT_BLOCK_ENTRIES = 1 << 21
 
 
 class Distances(NamedTuple):
@@ -35,7 +35,7 @@ class Distances(NamedTuple):
 
     points: Tensor  # [N, L, D], centered, in the wide dtype
     scale: Tensor  # [N, 1, 1], in the wide dtype
-    squared: Tensor  # [N, L, L]
+    squared: Tensor  # [N, L, L], in the wide dtype
     inverse: Tensor  # [N, L, L], 1 / distance, and 0 where coincident or masked
 
 
@@ -59,15 +59,15 @@ def angle_sum(
     with torch.autocast(student.device.type, enabled=False):
         s, t = distances(student, mask, dtype), distances(teacher, mask, dtype)
         total = torch.zeros((), dtype=s.points.dtype, device=student.device)
-        slope = torch.zeros_like(s.squared) if need_gradient else None
+        slope = torch.zeros_like(s.inverse) if need_gradient else None
         for matrices, vertices in blocks(s.squared):
             total += vertex_block(s, t, matrices, vertices, beta, slope)
-        gradient = distance_gradient(s, slope) if slope is not None else s.squared
-        return total.to(dtype), gradient.to(dtype) if need_gradient else gradient.new_empty(0)
+        gradient = s.inverse.new_empty(0) if slope is None else distance_gradient(s, slope)
+        return total.to(dtype), gradient.to(dtype)
 
 
 def distances(x: Tensor, mask: Tensor | None, dtype: torch.dtype) -> Distances:
-    """[N, L, D] to its distances in `dtype`.
+    """[N, L, D] to its distances, the inverse ones in `dtype`.
 
     The L^2 part runs in float64: a^2 + b^2 - 2ab loses the digits that two close items differ in,
     and they are what the angle is made of. Next to L^3 it costs nothing.
@@ -77,8 +77,8 @@ def distances(x: Tensor, mask: Tensor | None, dtype: torch.dtype) -> Distances:
     gram = points @ points.mT
     norms = gram.diagonal(dim1=1, dim2=2)
     norms = norms.unsqueeze(2) + norms.unsqueeze(1)  # [N, L, L]
-    squared = norms - 2 * gram
-    floor = (RESOLUTION * torch.finfo(wide).eps * norms).clamp(min=COINCIDENT**2)
+    squared = gram.mul_(-2).add_(norms)
+    floor = norms.mul_(RESOLUTION * torch.finfo(wide).eps).clamp_(min=COINCIDENT**2)
     # false for NaN, which stays
     coincident = squared <= floor
     if mask is not None:
@@ -89,7 +89,7 @@ def distances(x: Tensor, mask: Tensor | None, dtype: torch.dtype) -> Distances:
     scale = scale.masked_fill(scale == 0, 1)
     squared /= scale
     inverse = squared.rsqrt().masked_fill_(coincident, 0)
-    return Distances(points, scale, squared.to(dtype), inverse.to(dtype))
+    return Distances(points, scale, squared, inverse.to(dtype))
 
 
 def centered(x: Tensor, mask: Tensor | None) -> Tensor:
@@ -145,8 +145,10 @@ def angles(side: Distances, matrices: slice, vertices: slice) -> Tensor:
     """psi [n, v, L, L] of some vertices, symmetric in its last two dimensions."""
     near = side.squared[matrices, vertices]  # [n, v, L]
     inverse = side.inverse[matrices, vertices]
+    # in the wide dtype: of two items close to each other the sum keeps only what the third adds
     psi = near.unsqueeze(3) + near.unsqueeze(2)
     psi -= side.squared[matrices].unsqueeze(1)
+    psi = psi.to(inverse.dtype)
     psi *= (0.5 * inverse).unsqueeze(3)
     psi *= inverse.unsqueeze(2)
     return psi
@@ -155,5 +157,5 @@ def angles(side: Distances, matrices: slice, vertices: slice) -> Tensor:
 def distance_gradient(side: Distances, slope: Tensor) -> Tensor:
     """d L / d x [N, L, D] from V = d L / d squared distance [N, L, L]."""
     pull = slope.to(side.points.dtype)
-    pull = (pull + pull.mT) / side.scale
+    pull = (pull + pull.mT).div_(side.scale)
     return 2 * (pull.sum(2, keepdim=True) * side.points - pull @ side.points)

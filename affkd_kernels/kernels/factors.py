@@ -87,8 +87,8 @@ class Side(NamedTuple):
 
     @property
     def symmetric(self) -> bool:
-        """Whether F is K, so that A and dL/dA are symmetric."""
-        return self.queries is self.keys
+        """Whether this is a self-affinity with F = K, so that A is symmetric."""
+        return self.key_operand is None and self.queries is self.keys
 
     def gradients(
         self, d_queries: Tensor, d_keys: Tensor | None, needs: Needs

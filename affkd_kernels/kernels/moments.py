@@ -1,0 +1,159 @@
+"""Sums over all pairs from second moments, chunk by chunk: the arithmetic of the factored form."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from .factors import Side
+
+# rows per step: a float64 copy of this many elements stays in cache and bounds the extra memory
+_CHUNK_ELEMENTS = 1 << 19
+
+
+class Moments(NamedTuple):
+    """Second moments of the keys."""
+
+    student: Tensor  # K_s' K_s [N, Rs, Rs]
+    teacher: Tensor  # K_t' K_t [N, Rt, Rt]
+    cross: Tensor  # K_s' K_t [N, Rs, Rt]
+
+
+class Sums(NamedTuple):
+    """Sums of A_s^2, A_t^2 and A_s A_t over the pairs that take part, per row or per matrix."""
+
+    student: Tensor  # [N, Q or 1]
+    teacher: Tensor
+    cross: Tensor
+
+    def total(self) -> Sums:
+        return Sums(*(x.sum(-1, keepdim=True) for x in self))
+
+    def scaled(self, student: Side, teacher: Side) -> Sums:
+        return Sums(
+            self.student * (student.scale * student.scale),
+            self.teacher * (teacher.scale * teacher.scale),
+            self.cross * (student.scale * teacher.scale),
+        )
+
+
+class Diagonal(NamedTuple):
+    """What row i's own key, i + offset, contributes; 0 where there is none."""
+
+    keys: Tensor  # K_{i + offset} of the student [N, Q, Rs]
+    student: Tensor  # A_s,ii [N, Q]
+    teacher: Tensor  # A_t,ii [N, Q]
+    offset: int
+
+
+def key_moments(student: Side, teacher: Side, dtype: torch.dtype) -> Moments:
+    n, _, rank_s = student.keys.shape
+    rank_t = teacher.keys.shape[2]
+    zeros = student.keys.new_zeros
+    own = zeros((n, rank_s, rank_s), dtype=dtype)
+    other = zeros((n, rank_t, rank_t), dtype=dtype)
+    cross = zeros((n, rank_s, rank_t), dtype=dtype)
+    for rows in chunks(student.keys):
+        s, t = student.keys[:, rows].to(dtype), teacher.keys[:, rows].to(dtype)
+        own.baddbmm_(s.mT, s)
+        other.baddbmm_(t.mT, t)
+        cross.baddbmm_(s.mT, t)
+    return Moments(own, other, cross)
+
+
+def matrix_sums(moments: Moments) -> Sums:
+    """Per matrix [N, 1], for F = K on both sides: <F'F, K'K> is a norm of the moments."""
+    return Sums(*(x.square().sum((1, 2)).unsqueeze(1) for x in moments))
+
+
+def row_sums(student: Side, teacher: Side, moments: Moments) -> Sums:
+    """Per row [N, Q]."""
+    dtype = moments.student.dtype
+    n, queries, _ = student.queries.shape
+    sums = Sums(*(moments.student.new_empty((n, queries)) for _ in range(3)))
+    for rows in chunks(student.queries):
+        s, t = student.queries[:, rows].to(dtype), teacher.queries[:, rows].to(dtype)
+        sums.student[:, rows] = _row_dots(s @ moments.student, s)
+        sums.teacher[:, rows] = _row_dots(t @ moments.teacher, t)
+        sums.cross[:, rows] = _row_dots(s @ moments.cross, t)
+    return sums
+
+
+def weighted_moments(
+    student: Side, teacher: Side, weights: tuple[Tensor, Tensor]
+) -> tuple[Tensor, Tensor]:
+    """scale_s F_s' diag(alpha) F_s and scale_t F_t' diag(beta) F_s, [N, R, Rs]."""
+    alpha, beta = weights
+    n, _, rank = student.queries.shape
+    own = alpha.new_zeros((n, rank, rank))
+    cross = alpha.new_zeros((n, teacher.queries.shape[2], rank))
+    for rows in chunks(student.queries):
+        s, t = student.queries[:, rows].to(alpha.dtype), teacher.queries[:, rows].to(alpha.dtype)
+        own.baddbmm_((s * alpha[:, rows]).mT, s)
+        cross.baddbmm_((t * beta[:, rows]).mT, s)
+    return own * student.scale, cross * teacher.scale
+
+
+def combined(
+    operands: tuple[Tensor, Tensor],
+    maps: tuple[Tensor, Tensor],
+    weights: tuple[Tensor, Tensor] | None = None,
+    minus: tuple[Tensor, Tensor] | None = None,
+) -> Tensor:
+    """w_x x @ to_x + w_y y @ to_y - c z, row by row; [N, rows, Rs] in the dtype of x.
+
+    Computed in the dtype of the maps: these sums nearly cancel, so they are rounded only at the end.
+
+    Args:
+        operands: x [N, rows, Rx] and y [N, rows, Ry].
+        maps: to_x [N, Rx, Rs] and to_y [N, Ry, Rs].
+        weights: w_x and w_y [N, rows, 1]; None: 1.
+        minus: c [N, rows, 1] and z [N, rows, Rs]; None: nothing to subtract.
+    """
+    (x, y), (to_x, to_y) = operands, maps
+    out = x.new_empty((*x.shape[:2], to_x.shape[2]))
+    for rows in chunks(x):
+        x_rows, y_rows = x[:, rows].to(to_x.dtype), y[:, rows].to(to_x.dtype)
+        if weights is not None:
+            x_rows, y_rows = x_rows * weights[0][:, rows], y_rows * weights[1][:, rows]
+        part = torch.baddbmm(x_rows @ to_x, y_rows, to_y)
+        if minus is not None:
+            part = part - minus[0][:, rows] * minus[1][:, rows]
+        out[:, rows] = part
+    return out
+
+
+def diagonal_of(student: Side, teacher: Side, offset: int, dtype: torch.dtype) -> Diagonal:
+    own_keys, other_keys = (
+        shifted(side.keys, offset, side.queries.shape[1]) for side in (student, teacher)
+    )
+    return Diagonal(
+        own_keys,
+        student.scale * _row_dots(student.queries.to(dtype), own_keys.to(dtype)),
+        teacher.scale * _row_dots(teacher.queries.to(dtype), other_keys.to(dtype)),
+        offset,
+    )
+
+
+def shifted(x: Tensor, offset: int, length: int) -> Tensor:
+    """y [N, length, ...] with y_i = x_{i + offset}, and 0 beyond the ends."""
+    out = x.new_zeros((x.shape[0], length, *x.shape[2:]))
+    start, stop = max(0, -offset), min(length, x.shape[1] - offset)
+    if start < stop:
+        out[:, start:stop] = x[:, start + offset : stop + offset]
+    return out
+
+
+def chunks(x: Tensor) -> Iterator[slice]:
+    """Row slices of x [N, rows, R] small enough to be copied in a wider dtype."""
+    n, rows, rank = x.shape
+    step = max(1, _CHUNK_ELEMENTS // max(1, n * rank))
+    return (slice(start, min(start + step, rows)) for start in range(0, rows, step))
+
+
+def _row_dots(x: Tensor, y: Tensor) -> Tensor:
+    """sum_d x_id y_id [N, rows]."""
+    return torch.linalg.vecdot(x, y)
