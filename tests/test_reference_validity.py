@@ -92,7 +92,7 @@ BAD_CALLS: dict[str, tuple[dict[str, Any], type[Exception], tuple[str, ...]]] = 
     "reduction": ({"reduction": "avg"}, ValueError, ("reduction", "'avg'", "batchmean")),
     "items": ({"items": "pixel"}, ValueError, ("items", "'pixel'", "pixels")),
     "diagonal": ({"diagonal": "drop"}, ValueError, ("diagonal", "'drop'", "exclude")),
-    "backend": ({"backend": "cuda"}, ValueError, ("backend", "'cuda'", "triton")),
+    "backend": ({"backend": "cuda"}, ValueError, ("backend", "'cuda'", "reference")),
     "algorithm": ({"algorithm": "fast"}, ValueError, ("algorithm", "'fast'", "tiled")),
     "weight": ({"weight": "3"}, TypeError, ("weight", "str", "float")),
     "weight-nan": ({"weight": float("nan")}, ValueError, ("weight", "nan", "finite")),

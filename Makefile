@@ -1,0 +1,58 @@
+# Every target works from a fresh clone: it creates the environment it needs first.
+# `make help` lists the targets.
+
+PYTHON ?= python3
+VENV ?= .venv
+WORKERS ?= auto
+BIN := $(VENV)/bin
+PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+# what an editable install is made of: a change here, and only here, installs again
+SOURCES := pyproject.toml $(wildcard setup.py MANIFEST.in) $(shell find csrc -type f 2>/dev/null)
+
+.DEFAULT_GOAL := help
+.PHONY: help venv demo test lint type format wheel bench clean
+
+help: ## list the targets
+	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+venv: $(VENV)/.stamp-test ## the environment with everything the tests need
+
+demo: $(VENV)/.stamp-demo ## train a teacher and tiny students on 5,000 MNIST images, print the table
+	$(BIN)/affkd demo
+
+test: $(VENV)/.stamp-test ## the whole test suite
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) tests
+
+lint: $(VENV)/.stamp-test ## ruff: rules and formatting
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+type: $(VENV)/.stamp-test ## mypy on the package
+	$(BIN)/mypy
+
+format: $(VENV)/.stamp-dev ## rewrite the sources in the project's format
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh' | xargs -r $(BIN)/clang-format -i
+
+wheel: $(VENV)/.stamp-test ## build a wheel into dist/
+	$(BIN)/python -m pip wheel --no-build-isolation --no-deps --wheel-dir dist .
+
+bench: $(VENV)/.stamp-bench ## run the benchmarks
+	$(BIN)/python -m benchmarks.run
+
+clean: ## remove what builds and tests leave; the environment stays
+	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks
+	find . -path ./$(VENV) -prune -o -name __pycache__ -type d -print0 | xargs -0 rm -rf
+
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+
+# torch goes in before the package and the build runs in this environment: an isolated build
+# would download a second torch only to compile against it
+$(VENV)/.stamp-%: $(SOURCES) | $(BIN)/python
+	@echo "installing torch and the package with [$*] into $(VENV): some minutes the first time"
+	@$(PIP_INSTALL) --upgrade "setuptools>=77" wheel ninja
+	@$(PIP_INSTALL) "torch>=2.10" torchvision
+	@$(PIP_INSTALL) --no-build-isolation -e ".[$*]"
+	@touch $@
