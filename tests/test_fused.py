@@ -143,6 +143,8 @@ def test_edges(one: Edge, fused: dict[str, str], tally: Callable[..., None]) -> 
         assert distance(value, expected) < (1e-9 if exact else 1e-4), triple
         for x, y in zip(gradients, expected_gradients, strict=True):
             assert torch.equal(x.isfinite(), y.isfinite()), triple
+            if one.outcome == "zero":
+                assert not x.any() and not value.any(), triple
             if one.outcome == "masked":
                 masked = (y == 0).all(-1)
                 assert not x[masked].any(), triple
