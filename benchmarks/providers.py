@@ -1,0 +1,141 @@
+"""The implementations a case is measured with: baselines, and ours by backend and algorithm."""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import affkd_kernels as affkd
+from affkd_kernels.dispatch import Plan
+from affkd_kernels.presets import preset
+
+from .chunked import RECIPES, chunked_loss
+from .inputs import CaseInputs
+from .registry import CHUNKED, COMPILE, EAGER, KEOPS, METHODS, REFERENCE, Case
+
+# the package's default, twice: the second is the A/A control
+AUTO, AUTO_AGAIN = "auto", "auto-again"
+OURS: dict[str, dict[str, Any]] = {
+    AUTO: {},
+    AUTO_AGAIN: {},
+    "factored": {"backend": "torch", "algorithm": "factored"},
+    "cpp-dense": {"backend": "cpp", "algorithm": "dense"},
+    "cpp-tiled": {"backend": "cpp", "algorithm": "tiled"},
+    "triton-dense": {"backend": "triton", "algorithm": "dense"},
+    "triton-tiled": {"backend": "triton", "algorithm": "tiled"},
+    REFERENCE: {"backend": "reference"},
+}
+BASELINES = (EAGER, COMPILE, CHUNKED, KEOPS)
+
+# a dense algorithm keeps both matrices: beyond this it has no business in a benchmark
+MAX_DENSE_BYTES = 2 << 30
+# floating-point operations beyond which sweeping over all pairs would take minutes
+MAX_PAIR_OPERATIONS = 1e13
+
+
+@dataclass(frozen=True)
+class Provider:
+    """One implementation of a case's loss: ``loss(student, teacher, **options)``."""
+
+    name: str
+    loss: Callable[..., Tensor]
+
+    def step(self, inputs: CaseInputs) -> tuple[Tensor, ...]:
+        """Forward and backward: the loss and its gradients."""
+        loss = self.loss(inputs.student, inputs.teacher, **inputs.options)
+        return (loss.detach(), *torch.autograd.grad(loss, inputs.leaves))
+
+
+def provider_names(case: Case) -> list[str]:
+    """What a case is measured with, before anybody knows what is usable here."""
+    method = METHODS[case.method]
+    names = [family for family in BASELINES if family in case.against]
+    if EAGER in case.against:
+        names += [f"{EAGER}-{variant}" for variant in method.variants]
+    ours = [AUTO, AUTO_AGAIN] if case.method == "rkd_angle" else list(OURS)
+    if REFERENCE not in case.against:
+        ours = [name for name in ours if name != REFERENCE]
+    return names + ours
+
+
+def make_provider(name: str, case: Case) -> Provider:
+    """The provider of that name for a case.
+
+    Raises:
+        Unavailable: it does not exist for this case or this machine; the text says why.
+    """
+    family, _, variant = name.partition("-")
+    if name in OURS:
+        return _ours(name, case)
+    if family == EAGER:
+        _refuse_factored(variant == "features", case)
+        method = METHODS[case.method]
+        return Provider(name, method.variants[variant] if variant else method.eager)
+    if family == COMPILE:
+        # without the reset, the shapes of earlier cases count against the recompilation limit
+        torch._dynamo.reset()
+        return Provider(name, torch.compile(METHODS[case.method].eager, dynamic=False))
+    if family == CHUNKED:
+        if case.method not in RECIPES:
+            raise Unavailable(f"no chunked form of {case.method}")
+        return Provider(name, functools.partial(chunked_loss, RECIPES[case.method]))
+    return Provider(name, _keops_formula(case))
+
+
+class Unavailable(Exception):
+    """A provider that does not exist here, and why."""
+
+
+def plan_of(case: Case, inputs: CaseInputs, name: str = AUTO) -> Plan | None:
+    """The backend, algorithm and reason of one of our providers; None for a loss without a plan.
+
+    Raises:
+        RuntimeError: it is not usable here.
+    """
+    spec = getattr(preset(case.method, **OURS[name]), "spec", None)
+    if spec is None:
+        return None
+    return affkd.explain_plan(
+        inputs.student,
+        inputs.teacher,
+        spec.affinity,
+        spec.normalization,
+        spec.loss,
+        items=spec.items,
+        **OURS[name],
+        **inputs.options,
+    )
+
+
+def _refuse_factored(factored: bool, case: Case) -> None:
+    _, queries, keys, length = case.extent
+    if factored and length > max(queries, keys):
+        raise Unavailable("fewer items than features: the D x D products are the larger ones")
+
+
+def _ours(name: str, case: Case) -> Provider:
+    _refuse_factored(name == "factored", case)
+    matrices, queries, keys, length = case.extent
+    size = 8 * matrices * queries * keys
+    if name.endswith(("-dense", REFERENCE)) and size > MAX_DENSE_BYTES:
+        raise Unavailable(f"would hold {size / 2**30:.1f} GiB of affinities")
+    operations = 6 * matrices * queries * keys * length
+    if name.endswith("-tiled") and operations > MAX_PAIR_OPERATIONS:
+        raise Unavailable(f"would take {operations / 1e12:.0f} TFLOP over all pairs")
+    return Provider(name, preset(case.method, **OURS[name]))
+
+
+def _keops_formula(case: Case) -> Callable[..., Tensor]:
+    from .keops import FORMULAS
+
+    if importlib.util.find_spec("pykeops") is None:
+        raise Unavailable("pykeops is not installed")
+    if case.method not in FORMULAS:
+        raise Unavailable(f"no KeOps form of {case.method}")
+    return FORMULAS[case.method]
