@@ -1,15 +1,15 @@
 r"""Exact losses that never form a pair: O(B D^2) time, O(B D + D^2) memory, on any device.
 
 Where the affinity is linear in the inner product, ``A = scale * F K'`` with factors F [Q, R] and
-K [K, R] of small rank R: D for gram and cosine, D + 1 for the shifted cosine ([u, 1] / sqrt 2),
-D + 2 for squared distances ([n, 1, -2x] . [1, n, x]). With the mean squared error, everything then
+K [K, R] of small rank R: D for gram and cosine, D + 1 for the shifted cosine ([u, 1] / sqrt 2) and
+D + 2 for squared distances ([n, 1, -2x] . [1, n, x]). With the mean squared error, everything
 follows from R x R moments of the keys (subscripts s, t: student and teacher)::
 
     sum_j A_s,ij^2        = f_i (K_s' K_s) f_i'
     sum_j A_t,ij^2        = t_i (K_t' K_t) t_i'
     sum_j A_s,ij A_t,ij   = f_i (K_s' K_t) t_i'
 
-For each normalization ``dL/dA = alpha_i A_s + beta_i A_t``, with alpha and beta from these sums, and
+For each normalization ``dL/dA = alpha_i A_s + beta_i A_t``, alpha and beta made of these sums, and
 
     dF_i = alpha_i f_i (K_s' K_s) + beta_i t_i (K_t' K_s)
     dK_j = k_j (F_s' diag(alpha) F_s) + kt_j (F_t' diag(beta) F_s)
@@ -17,9 +17,9 @@ For each normalization ``dL/dA = alpha_i A_s + beta_i A_t``, with alpha and beta
 A self-affinity has F = K = X (up to the scale) and dX = dF + dK.
 
 **Precision.** Near convergence all of these sums cancel. They are therefore taken in float64, by
-chunks of rows, and rounded at the end; what is left is the rounding of the factors themselves. On a
-GPU with few float64 units they stay in float32: there the loss loses digits once student and teacher
-agree to better than 1 %, and ``algorithm="tiled"`` or the reference is the exact way.
+chunks of rows, and rounded at the end; what is left is the rounding of the factors themselves. On
+a GPU with few float64 units they stay in float32: there the loss loses digits once student and
+teacher agree to better than 1 %, and ``algorithm="tiled"`` or the reference is the exact way.
 """
 
 from __future__ import annotations
@@ -89,7 +89,7 @@ def loss_and_grad(spec: LossSpec, inputs: Inputs, needs: Needs, algorithm: str) 
     diagonal = _diagonal(spec, student, teacher, moments)
     sums = _without_diagonal(sums.scaled(student, teacher), diagonal)
     weight = _weights(spec, inputs, sums) * counts.reciprocal(spec.reduction, moments.student)
-    losses, alpha, beta = _loss_terms(spec, sums, weight, _floors(spec, student, teacher))
+    losses, alpha, beta = _loss_terms(spec, sums, weight, _floors(spec, student, teacher, moments))
     per_row = losses.shape[1] == inputs.student.shape[1]
     loss = counts.zero_without_pairs(losses, per_row).sum().to(inputs.dtype)
     if not any(needs):
@@ -111,7 +111,7 @@ def row_losses(spec: LossSpec, inputs: Inputs, algorithm: str) -> Tensor:
     sums = row_sums(student, teacher, moments).scaled(student, teacher)
     sums = _without_diagonal(sums, _diagonal(spec, student, teacher, moments))
     weight = _weights(spec, inputs, sums)
-    rows, _, _ = _loss_terms(spec, sums, weight, _floors(spec, student, teacher))
+    rows, _, _ = _loss_terms(spec, sums, weight, _floors(spec, student, teacher, moments))
     return Counts.of(spec, inputs).zero_without_pairs(rows, per_row=True).to(inputs.dtype)
 
 
@@ -159,11 +159,16 @@ def _remainder(total: Tensor, part: Tensor) -> Tensor:
     return rest.masked_fill(rest <= 8 * torch.finfo(total.dtype).eps * total, 0.0)
 
 
-def _floors(spec: LossSpec, student: Side, teacher: Side) -> tuple[Tensor | float, Tensor | float]:
+def _floors(
+    spec: LossSpec, student: Side, teacher: Side, moments: Moments
+) -> tuple[Tensor | float, Tensor | float]:
     """The norm up to which each side's centered matrix counts as zero."""
     if not (isinstance(spec.normalization, Frobenius) and spec.normalization.center):
         return 0.0, 0.0
-    return student.centering_floor(), teacher.centering_floor()
+    return (
+        student.centering_floor(moments.student),
+        teacher.centering_floor(moments.teacher),
+    )
 
 
 def _loss_terms(

@@ -74,6 +74,18 @@ class Operand(NamedTuple):
         return gradient if self.mask is None else gradient.masked_fill(~self.mask, 0.0)
 
 
+class Centering(NamedTuple):
+    """The mean over the valid rows of a factor, and their number."""
+
+    mean: Tensor  # [N, 1, R], float64
+    count: Tensor | int  # [N, 1, 1]
+
+    def uncentered(self, moment: Tensor) -> Tensor:
+        """The second moment before centering, from the one after."""
+        mean = self.mean.to(moment.dtype)
+        return moment + self.count * (mean.mT @ mean)
+
+
 class Side(NamedTuple):
     """A = scale * F K' of student or teacher."""
 
@@ -82,8 +94,8 @@ class Side(NamedTuple):
     queries: Tensor  # F [N, Q, R]
     keys: Tensor  # K [N, K, R]
     scale: Tensor | float
-    # centered factors: those before centering, and the masks to center over
-    uncentered: tuple[Tensor, Tensor] | None = None
+    # what was subtracted from F and K
+    centering: tuple[Centering, Centering] | None = None
 
     @property
     def symmetric(self) -> bool:
@@ -98,10 +110,10 @@ class Side(NamedTuple):
         For F = K, ``d_queries`` is the sum of both and ``d_keys`` None. Overwrites both.
         """
         queries, keys = self.query_operand, self.key_operand
-        if self.uncentered is not None:
-            d_queries = _centered(d_queries, queries.mask)
+        if self.centering is not None:
+            d_queries, _ = _centered(d_queries, queries.mask)
             if d_keys is not None:
-                d_keys = _centered(d_keys, (keys or queries).mask)
+                d_keys, _ = _centered(d_keys, (keys or queries).mask)
         d_queries *= self.scale
         if d_keys is not None:
             d_keys *= self.scale
@@ -118,11 +130,20 @@ class Side(NamedTuple):
             total = total + queries.from_key_factor(d_keys)
         return queries.finish(total), None
 
-    def centering_floor(self) -> Tensor:
-        """The norm [N, 1] up to which the centered matrix counts as 0 (contract section 3)."""
-        assert self.uncentered is not None
-        queries, keys = (x.double() for x in self.uncentered)
-        square = (_moment(queries) * _moment(keys)).sum((1, 2)).clamp(min=0)
+    def centering_floor(self, key_moment: Tensor) -> Tensor:
+        """The norm [N, 1] up to which the centered matrix counts as 0 (contract section 3).
+
+        Args:
+            key_moment: K'K [N, R, R] of the centered keys.
+        """
+        assert self.centering is not None
+        queries, keys = self.centering
+        raw_keys = keys.uncentered(key_moment)
+        raw_queries = raw_keys
+        if not self.symmetric:
+            factor = self.queries.to(key_moment.dtype)
+            raw_queries = queries.uncentered(factor.mT @ factor)
+        square = (raw_queries * raw_keys).sum((1, 2)).clamp(min=0)
         root = square.sqrt().mul(self.scale).abs().unsqueeze(1)
         return 8 * torch.finfo(self.queries.dtype).eps * root
 
@@ -147,19 +168,7 @@ def _side(
     scale: Tensor | None,
 ) -> Side:
     affinity = spec.affinity
-    query_rows = _masked(queries, inputs.mask, inputs.dtype)
-    key_rows = None if keys is None else _masked(keys, inputs.key_mask, inputs.dtype)
-    if isinstance(affinity, SqEuclidean):
-        # distances ignore a common offset, and float32 does not
-        origin = _mean(
-            *((query_rows, inputs.mask) if key_rows is None else (key_rows, inputs.key_mask))
-        )
-        query_rows = _masked(query_rows - origin, inputs.mask, inputs.dtype)
-        key_rows = (
-            None if key_rows is None else _masked(key_rows - origin, inputs.key_mask, inputs.dtype)
-        )
-    query_operand = _operand(affinity, query_rows, inputs.mask)
-    key_operand = None if key_rows is None else _operand(affinity, key_rows, inputs.key_mask)
+    query_operand, key_operand = _operands(affinity, inputs, queries, keys)
     f = query_operand.query_factor()
     if key_operand is not None:
         k = key_operand.key_factor()
@@ -171,9 +180,27 @@ def _side(
     centered = isinstance(spec.normalization, Frobenius) and spec.normalization.center
     if not centered:
         return Side(query_operand, key_operand, f, k, factor)
-    centered_f = _centered(f, query_operand.mask)
-    centered_k = centered_f if f is k else _centered(k, (key_operand or query_operand).mask)
-    return Side(query_operand, key_operand, centered_f, centered_k, factor, uncentered=(f, k))
+    centered_f, of_f = _centered(f, query_operand.mask)
+    if f is k:
+        return Side(query_operand, key_operand, centered_f, centered_f, factor, (of_f, of_f))
+    centered_k, of_k = _centered(k, (key_operand or query_operand).mask)
+    return Side(query_operand, key_operand, centered_f, centered_k, factor, (of_f, of_k))
+
+
+def _operands(
+    affinity: Affinity, inputs: Inputs, queries: Tensor, keys: Tensor | None
+) -> tuple[Operand, Operand | None]:
+    dtype, mask, key_mask = inputs.dtype, inputs.mask, inputs.key_mask
+    query_rows = _masked(queries, mask, dtype)
+    key_rows = None if keys is None else _masked(keys, key_mask, dtype)
+    if isinstance(affinity, SqEuclidean):
+        # distances ignore a common offset, and float32 does not
+        about = _mean(query_rows, mask) if key_rows is None else _mean(key_rows, key_mask)
+        origin = about.mean.to(dtype)
+        query_rows = _masked(query_rows - origin, mask, dtype)
+        key_rows = None if key_rows is None else _masked(key_rows - origin, key_mask, dtype)
+    key_operand = None if key_rows is None else _operand(affinity, key_rows, key_mask)
+    return _operand(affinity, query_rows, mask), key_operand
 
 
 def _operand(affinity: Affinity, rows: Tensor, mask: Tensor | None) -> Operand:
@@ -193,17 +220,14 @@ def _masked(x: Tensor, mask: Tensor | None, dtype: torch.dtype) -> Tensor:
     return x if mask is None else x.masked_fill(~mask.unsqueeze(-1), 0.0)
 
 
-def _mean(x: Tensor, mask: Tensor | None) -> Tensor:
-    """[N, 1, D], over the valid items; the others are 0 already."""
+def _mean(x: Tensor, mask: Tensor | None) -> Centering:
+    """Over the valid items; the others are 0 already."""
     count = max(x.shape[1], 1) if mask is None else mask.sum(1).clamp(min=1)[:, None, None]
-    return (x.sum(1, keepdim=True, dtype=torch.float64) / count).to(x.dtype)
+    return Centering(x.sum(1, keepdim=True, dtype=torch.float64) / count, count)
 
 
-def _centered(x: Tensor, column: Tensor | None) -> Tensor:
-    """x minus its mean over the valid rows; masked rows stay 0."""
+def _centered(x: Tensor, column: Tensor | None) -> tuple[Tensor, Centering]:
+    """x minus its mean over the valid rows, and that mean; masked rows stay 0."""
     mask = None if column is None else column.squeeze(-1)
-    return _masked(x - _mean(x, mask), mask, x.dtype)
-
-
-def _moment(x: Tensor) -> Tensor:
-    return x.mT @ x
+    about = _mean(x, mask)
+    return _masked(x - about.mean.to(x.dtype), mask, x.dtype), about

@@ -105,7 +105,7 @@ def combined(
 ) -> Tensor:
     """w_x x @ to_x + w_y y @ to_y - c z, row by row; [N, rows, Rs] in the dtype of x.
 
-    Computed in the dtype of the maps: these sums nearly cancel, so they are rounded only at the end.
+    Computed in the dtype of the maps: these sums nearly cancel, and are rounded at the end only.
 
     Args:
         operands: x [N, rows, Rx] and y [N, rows, Ry].
