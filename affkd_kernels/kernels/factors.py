@@ -78,12 +78,12 @@ class Centering(NamedTuple):
     """The mean over the valid rows of a factor, and their number."""
 
     mean: Tensor  # [N, 1, R], float64
-    count: Tensor | int  # [N, 1, 1]
+    items: Tensor | int  # [N, 1, 1]
 
     def uncentered(self, moment: Tensor) -> Tensor:
         """The second moment before centering, from the one after."""
         mean = self.mean.to(moment.dtype)
-        return moment + self.count * (mean.mT @ mean)
+        return moment + self.items * (mean.mT @ mean)
 
 
 class Side(NamedTuple):

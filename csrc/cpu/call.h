@@ -1,0 +1,123 @@
+// What one call asks of the CPU kernels. Plain data: it is shared by code that is compiled for
+// different instruction sets, so nothing here may have a body the linker could merge.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+namespace affkd {
+
+// How A follows from the dot product g of a pair (and from sq, its squared distance).
+enum class PairFunction : int64_t {
+  linear,            // scale * g + offset: gram, cosine, shifted cosine
+  squared_distance,  // sq
+  distance,          // sqrt(max(sq, eps))
+  gaussian,          // exp(-scale * sq)
+  taylor,            // exp(-scale) * sum_{p <= order} (scale * g)^p / p!
+  power,             // (scale * g + offset)^order
+};
+
+enum class Normalization : int64_t {
+  none,
+  row_l2,
+  row_l1,
+  row_sum,
+  softmax,
+  frobenius,
+  frobenius_centered,
+  mean_positive,
+  mean_all,
+  mean_offdiag,
+  max,
+  max_detached,
+};
+
+enum class Loss : int64_t {
+  mse,
+  l1,
+  smooth_l1,
+  kl_forward,
+  kl_reverse,
+  kl_symmetric,
+  cross_entropy
+};
+
+enum class Diagonal : int64_t { keep, zero, exclude };
+
+enum class Algorithm : int64_t { dense, tiled };
+
+struct Settings {
+  PairFunction pair;
+  bool unit;  // of directions x / |x|
+  int64_t order;
+  bool clamped;
+  Normalization normalization;
+  Loss loss;
+  Diagonal diagonal;
+  Algorithm algorithm;
+  double student_scale;
+  double teacher_scale;
+  double offset;
+  double affinity_eps;
+  double clamp_min;
+  double statistic_eps;
+  double student_tau;
+  double teacher_tau;
+  double beta;
+  double log_eps;
+};
+
+template <typename T>
+struct Side {
+  const T* queries;  // [Q, dim]
+  const T* keys;     // [K, dim]; not for a self-affinity
+  int64_t dim;
+};
+
+// One matrix of the batch. The indices list the valid items, which alone take part: a mask costs
+// the kernels nothing but the gather.
+template <typename T>
+struct Matrix {
+  Side<T> student;
+  Side<T> teacher;
+  bool self;                   // the keys are the queries
+  int64_t queries;             // how many take part
+  int64_t keys;                // the same as queries for a self-affinity
+  const int64_t* query_index;  // [queries] into the tensors' rows; null where all take part
+  const int64_t* key_index;    // [keys]
+  const int64_t* diagonal;     // [queries] the key on the diagonal or -1; null: there is none
+  const uint8_t* pair_mask;    // [Q, K] of the tensors; null where all pairs take part
+  int64_t pair_stride;         // K of the tensors
+  const int64_t* pairs;        // [queries] how many pairs of a row take part
+  const T* row_weight;         // [Q] or null
+  double loss_scale;           // multiplies every row: weight / count
+  T* row_losses;               // [Q] of the tensors, or null
+  T* query_gradient;           // [Q, student.dim], or null
+  T* key_gradient;             // [K, student.dim], or null
+  bool scale_gradient_wanted;
+  double loss;            // out: sum of the row losses
+  double scale_gradient;  // out: d loss / d student_scale
+};
+
+// Calls body(begin, end, context) on disjoint ranges that cover [0, tasks).
+using TaskBody = void (*)(int64_t begin, int64_t end, void* context);
+using Parallel = void (*)(int64_t tasks, TaskBody body, void* context);
+
+void run_serially(int64_t tasks, TaskBody body, void* context);
+
+// The kernels of one instruction set.
+struct Kernels {
+  int64_t index;  // the better the higher
+  const char* name;
+  void (*run_float)(const Settings&, Matrix<float>&, Parallel);
+  void (*run_double)(const Settings&, Matrix<double>&, Parallel);
+  // test access to the polynomial functions: y = exp(x), y = log(a / b)
+  void (*exponential)(int64_t n, const void* x, void* y, bool is_double);
+  void (*log_ratio)(int64_t n, const void* a, const void* b, void* y, bool is_double);
+};
+
+// The best of what was built and this processor has, or what AFFKD_CPU_CAPABILITY names.
+// `error` says why that is impossible.
+const Kernels* select_kernels(const char* requested, const char** error);
+
+}  // namespace affkd

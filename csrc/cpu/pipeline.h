@@ -1,0 +1,289 @@
+// One matrix from features to loss and gradient: prepare, then sweeps over the pairs.
+//
+//   statistics   what the normalization divides by          (none: no sweep)
+//   losses       the loss, and c of the backward            (c known beforehand: no sweep)
+//   gradients    W = dA * dphi in place of the student's values, and the products with it
+//
+// The algorithms, `dense` and `tiled`, differ in where the pairs come from (pairs.h); the stages
+// are the same.
+#pragma once
+
+#include "pairs.h"
+
+namespace affkd::AFFKD_NAMESPACE {
+
+template <typename T>
+class Pipeline {
+ public:
+  Pipeline(const Settings& settings, Matrix<T>& matrix, Parallel parallel)
+      : settings_(settings),
+        matrix_(matrix),
+        pairs_(settings, matrix, parallel),
+        self_(matrix.self),
+        softmax_(settings.normalization == Normalization::softmax),
+        centered_(settings.normalization == Normalization::frobenius_centered &&
+                  !centers_features(settings)),
+        wants_gradient_(matrix.query_gradient != nullptr || matrix.key_gradient != nullptr ||
+                        matrix.scale_gradient_wanted),
+        fused_(wants_gradient_ && correction_is_known()) {}
+
+  void run() {
+    prepare();
+    if (centered_) {
+      sweep_affinity_means();
+    }
+    if (sums_are_linear()) {
+      find_linear_sums();
+    } else if (settings_.normalization != Normalization::none) {
+      pairs_.sweep(pairs_.parallel, [this](const Tile<T>& tile) { add_statistics(tile); });
+    }
+    if (centers_features(settings_)) {
+      student_square_ = square_before_centering(pairs_.student);
+      teacher_square_ = square_before_centering(pairs_.teacher);
+    }
+    finish_statistics();
+    if (!fused_) {
+      pairs_.sweep(pairs_.parallel, [this](const Tile<T>& tile) { add_losses(tile); });
+      finish_corrections();
+    }
+    if (wants_gradient_) {
+      if (centered_ && !gradient_is_centered()) {
+        gradient_means_ = sweep_gradient_means();
+      }
+      sweep_gradients();
+      finish_gradients();
+    }
+    finish_loss();
+  }
+
+ private:
+  void prepare() {
+    const int64_t n = matrix_.queries;
+    student_states_ = take_filled<RowState>(n, empty_state(settings_.normalization));
+    teacher_states_ = take_filled<RowState>(n, empty_state(settings_.normalization));
+    sums_ = take_filled<RowSums>(n, {0, 0});
+    rows_ = {scaling_arrays(n), scaling_arrays(n), zeros(n), zeros(n)};
+    for (int64_t i = 0; i < n; ++i) {
+      rows_.weight[i] = static_cast<T>(matrix_.loss_scale * row_weight(i));
+    }
+  }
+
+  static T* zeros(int64_t n) { return take_filled<T>(padded<T>(n), 0); }
+
+  static ScalingArrays<T> scaling_arrays(int64_t n) {
+    return {zeros(n), zeros(n), zeros(n), zeros(n)};
+  }
+
+  double row_weight(int64_t i) const {
+    return matrix_.row_weight == nullptr ? 1.0 : matrix_.row_weight[source_row(i)];
+  }
+
+  int64_t source_row(int64_t i) const {
+    return matrix_.query_index == nullptr ? i : matrix_.query_index[i];
+  }
+
+  struct Row {
+    const T* student;
+    const T* teacher;
+    const MaskLane<T>* mask;
+  };
+
+  struct Buffers {
+    T* student;
+    T* teacher;
+    T* gradient;
+    MaskLane<T>* mask;
+    MaskLane<T>* mirror_mask;
+    explicit Buffers(int64_t columns)
+        : student(take<T>(padded<T>(columns))),
+          teacher(take<T>(padded<T>(columns))),
+          gradient(take<T>(padded<T>(columns))),
+          mask(take<MaskLane<T>>(padded<T>(columns))),
+          mirror_mask(take<MaskLane<T>>(padded<T>(columns))) {}
+  };
+
+  // What double centering subtracts, padded: row mean - grand mean, and column mean.
+  struct Means {
+    T* of_rows = nullptr;
+    T* of_columns = nullptr;
+  };
+
+  const T* affinities(const T* values, T scale, const Means& means, const Tile<T>& tile, int64_t i,
+                      T* buffer) const {
+    if (stores_affinity(settings_) && means.of_rows == nullptr) {
+      return values;
+    }
+    affinities_of_values(settings_, scale, values, tile.columns, buffer);
+    const int64_t d = pairs_.rules.diagonal_in(tile.row + i, tile.column, tile.columns);
+    if (settings_.diagonal == Diagonal::zero && d >= 0) {
+      buffer[d] = 0;
+    }
+    if (means.of_rows != nullptr) {
+      subtract_means(means, tile, i, buffer);
+    }
+    return buffer;
+  }
+
+  void subtract_means(const Means& means, const Tile<T>& tile, int64_t i, T* row) const {
+    const Vector<T> row_mean = splat<Vector<T>>(means.of_rows[tile.row + i]);
+    for (int64_t j = 0; j < tile.columns; j += kLanes<T>) {
+      store(row + j, load(row + j) - row_mean - load(means.of_columns + tile.column + j));
+    }
+  }
+
+  Row row_of(const Tile<T>& tile, int64_t i, const Buffers& buffers) const {
+    const int64_t at = i * tile.stride;
+    return {
+        affinities(tile.student + at, pairs_.student.scale, student_means_, tile, i,
+                   buffers.student),
+        affinities(tile.teacher + at, pairs_.teacher.scale, teacher_means_, tile, i,
+                   buffers.teacher),
+        pairs_.rules.row_mask(tile.row + i, tile.column, tile.columns, false, false, buffers.mask)};
+  }
+
+  void add_statistics(const Tile<T>& tile) {
+    const Scratch scratch;
+    const Buffers buffers(tile.columns);
+    const Normalization kind = settings_.normalization;
+    const T student_scale = static_cast<T>(1 / settings_.student_tau);
+    const T teacher_scale = static_cast<T>(1 / settings_.teacher_tau);
+    for (int64_t i = 0; i < tile.rows; ++i) {
+      Row row = row_of(tile, i, buffers);
+      if (kind == Normalization::mean_offdiag) {
+        row.mask = pairs_.rules.row_mask(tile.row + i, tile.column, tile.columns, false, true,
+                                         buffers.mask);
+      }
+      const int64_t n = tile.columns;
+      add_statistic(kind, row.student, n, row.mask, student_scale, student_states_[tile.row + i]);
+      add_statistic(kind, row.teacher, n, row.mask, teacher_scale, teacher_states_[tile.row + i]);
+      if (fused_ && has_closed_correction()) {
+        sums_[tile.row + i].correction += dot_row(row.student, row.teacher, n, row.mask);
+      }
+    }
+  }
+
+  // sum_j (scale q.k_j + offset) needs the sum of the keys, and no sweep
+  bool sums_are_linear() const {
+    const Normalization kind = settings_.normalization;
+    return (kind == Normalization::row_sum || kind == Normalization::mean_all) &&
+           settings_.pair == PairFunction::linear && !settings_.clamped &&
+           pairs_.rules.all_pairs() && settings_.diagonal == Diagonal::keep;
+  }
+  void find_linear_sums();
+  void find_linear_sums_of(const PreparedSide<T>& side, RowState* states) const;
+
+  // c = 2 w sum_j (P - T) P follows from sums of squares and products, all there after one sweep
+  bool has_closed_correction() const {
+    const Normalization kind = settings_.normalization;
+    const bool matrix =
+        kind == Normalization::frobenius || kind == Normalization::frobenius_centered;
+    return settings_.loss == Loss::mse &&
+           (kind == Normalization::row_l2 || (matrix && matrix_.row_weight == nullptr));
+  }
+
+  // c needs no sweep of its own, so that the losses can go along with the gradients
+  bool correction_is_known() const {
+    const Normalization kind = settings_.normalization;
+    if (kind == Normalization::none || kind == Normalization::max_detached) {
+      return true;
+    }
+    if (softmax_) {
+      return settings_.loss == Loss::kl_forward || settings_.loss == Loss::cross_entropy;
+    }
+    return has_closed_correction();
+  }
+
+  bool rows_of_one_statistic() const {
+    const Normalization kind = settings_.normalization;
+    return kind != Normalization::none && kind != Normalization::row_l2 &&
+           kind != Normalization::row_l1 && kind != Normalization::row_sum && !softmax_;
+  }
+
+  // Sums over rows and, unless the matrix is symmetric, over columns.
+  struct MeanSums {
+    double* rows;
+    double* columns;
+    double* columns_from(int64_t j) const { return columns == nullptr ? nullptr : columns + j; }
+  };
+  MeanSums empty_sums() const {
+    return {take_filled<double>(matrix_.queries, 0),
+            self_ ? nullptr : take_filled<double>(matrix_.keys, 0)};
+  }
+
+  void finish_statistics();
+  void finish_row(int64_t i);
+  void finish_softmax(int64_t i);
+  void finish_matrix();
+  void finish_known_corrections();
+  double matrix_statistic(const RowState* states, double square, double* slope_scale,
+                          double* maximum) const;
+  double square_before_centering(const PreparedSide<T>& side) const;
+  void sweep_affinity_means();
+  Means means_of(const double* row_sums, const double* column_sums) const;
+
+  void add_losses(const Tile<T>& tile) {
+    const Scratch scratch;
+    const Buffers buffers(tile.columns);
+    for (int64_t i = 0; i < tile.rows; ++i) {
+      const Row row = row_of(tile, i, buffers);
+      const RowSums sums = row_loss(settings_, row.student, row.teacher, tile.columns, row.mask,
+                                    OwnRow<T>(rows_, tile.row + i));
+      sums_[tile.row + i].loss += sums.loss;
+      sums_[tile.row + i].correction += sums.correction;
+    }
+  }
+
+  void finish_corrections();
+  void finish_loss();
+
+  bool gradient_is_centered() const {
+    return settings_.loss == Loss::mse && matrix_.row_weight == nullptr;
+  }
+
+  bool rows_are_alike() const {
+    const bool one = rows_of_one_statistic() || settings_.normalization == Normalization::none;
+    return one && matrix_.row_weight == nullptr && matrix_.pair_mask == nullptr;
+  }
+
+  Means sweep_gradient_means();
+  void sweep_gradients();
+  void add_row_gradients(const Tile<T>& tile);
+  void add_products(const Tile<T>& tile);
+  void add_mirror_products(const Tile<T>& tile, T* products, T* sums);
+  void affinity_gradient(const Tile<T>& tile, int64_t i, const Buffers& buffers) const;
+  void finish_gradients();
+  void finish_items(const Items<T>& items, const T* products, const T* sums, T* out);
+
+  const Settings& settings_;
+  Matrix<T>& matrix_;
+  Pairs<T> pairs_;
+  const bool self_;
+  const bool softmax_;
+  const bool centered_;  // by double centering the pairs
+  const bool wants_gradient_;
+  const bool fused_;  // losses and gradients in one sweep
+
+  RowState* student_states_ = nullptr;
+  RowState* teacher_states_ = nullptr;
+  RowSums* sums_ = nullptr;
+  RowArrays<T> rows_{};
+  T maximum_ = 0;           // of the student's affinities
+  double slope_scale_ = 1;  // 1 / count of a mean, 1 / ties of a maximum
+
+  Means student_means_;
+  Means teacher_means_;
+  Means gradient_means_;
+  double student_square_ = 0;  // what centering took out of the sum of A^2, or all of it
+  double teacher_square_ = 0;
+
+  // [count, dim] sum_j V_ij k_j and [count] sum_j V_ij; of keys, sums over the queries
+  T* query_products_ = nullptr;
+  T* query_sums_ = nullptr;
+  T* key_products_ = nullptr;
+  T* key_sums_ = nullptr;
+};
+
+}  // namespace affkd::AFFKD_NAMESPACE
+
+#include "pipeline_gradients.h"
+#include "pipeline_statistics.h"

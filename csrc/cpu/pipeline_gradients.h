@@ -1,0 +1,188 @@
+// Pipeline: the sweep that turns pairs into V = dA dphi (+ its transpose), the products of V with
+// the features, and the way back through stage 1.
+#pragma once
+
+#include "pipeline.h"
+
+namespace affkd::AFFKD_NAMESPACE {
+
+// d loss / dA along row i of the tile; of a self-affinity, of A_ij and A_ji together.
+template <typename T>
+void Pipeline<T>::affinity_gradient(const Tile<T>& tile, int64_t i, const Buffers& buffers) const {
+  const int64_t n = tile.columns, at = tile.row + i;
+  const Row values = row_of(tile, i, buffers);
+  const bool mirrored = self_ && !rows_are_alike();
+  const auto* mirror_mask =
+      mirrored ? pairs_.rules.row_mask(at, tile.column, n, true, false, buffers.mirror_mask)
+               : nullptr;
+  const GradientRow<T> row{values.student,       values.teacher, n,           OwnRow<T>(rows_, at),
+                           {rows_, tile.column}, values.mask,    mirror_mask, maximum_};
+  T* out = buffers.gradient;
+  if (mirrored) {
+    row_gradient<true>(settings_, row, out);
+  } else {
+    row_gradient<false>(settings_, row, out);
+  }
+  if (self_ && !mirrored) {
+    for (int64_t j = 0; j < n; j += kLanes<T>) {
+      store(out + j, load(out + j) + load(out + j));
+    }
+  }
+  const int64_t d = pairs_.rules.diagonal_in(at, tile.column, n);
+  if (settings_.normalization == Normalization::mean_offdiag && d >= 0 &&
+      pairs_.rules.takes_part(at, tile.column + d)) {
+    // the diagonal is no part of the statistic
+    out[d] += (self_ ? 2 : 1) * rows_.correction[at] * rows_.student.multiplier[at];
+  }
+}
+
+template <typename T>
+typename Pipeline<T>::Means Pipeline<T>::sweep_gradient_means() {
+  MeanSums sums = empty_sums();
+  pairs_.sweep(self_ ? pairs_.parallel : run_serially, [&](const Tile<T>& tile) {
+    const Scratch scratch;
+    const Buffers buffers(tile.columns);
+    for (int64_t i = 0; i < tile.rows; ++i) {
+      affinity_gradient(tile, i, buffers);
+      add_to_sums(buffers.gradient, tile.columns, sums.rows + tile.row + i,
+                  sums.columns_from(tile.column));
+    }
+  });
+  return means_of(sums.rows, sums.columns);
+}
+
+// The tile's student values become V.
+template <typename T>
+void Pipeline<T>::add_row_gradients(const Tile<T>& tile) {
+  const Scratch scratch;
+  const Buffers buffers(tile.columns);
+  const bool distance = is_distance(settings_.pair);
+  const bool flat_diagonal = distance || settings_.diagonal == Diagonal::zero;
+  const bool constant_slope =
+      !settings_.clamped &&
+      (settings_.pair == PairFunction::linear || settings_.pair == PairFunction::squared_distance);
+  for (int64_t i = 0; i < tile.rows; ++i) {
+    T* values = tile.student + i * tile.stride;
+    affinity_gradient(tile, i, buffers);
+    if (gradient_means_.of_rows != nullptr) {
+      subtract_means(gradient_means_, tile, i, buffers.gradient);
+    }
+    if (!constant_slope) {
+      through_pair_function(settings_, pairs_.student.scale, values, tile.columns,
+                            buffers.gradient);
+    }
+    const int64_t d = pairs_.rules.diagonal_in(tile.row + i, tile.column, tile.columns);
+    if (flat_diagonal && d >= 0) {
+      buffers.gradient[d] = 0;
+    }
+    __builtin_memcpy(values, buffers.gradient, sizeof(T) * static_cast<size_t>(tile.columns));
+    if (distance) {
+      query_sums_[tile.row + i] +=
+          static_cast<T>(sum_row<T>(values, tile.columns, nullptr, [](Vector<T> x) { return x; }));
+    }
+  }
+}
+
+template <typename T>
+void Pipeline<T>::add_products(const Tile<T>& tile) {
+  const int64_t dim = pairs_.student.keys.dim;
+  add_product<T>(tile.rows, tile.columns, dim, {tile.student, tile.stride, 1},
+                 pairs_.student.keys.rows + tile.column * dim, query_products_ + tile.row * dim);
+}
+
+// The same of the transposed tile: what its columns receive from its rows.
+template <typename T>
+void Pipeline<T>::add_mirror_products(const Tile<T>& tile, T* products, T* sums) {
+  const int64_t dim = pairs_.student.queries.dim;
+  add_product<T>(tile.columns, tile.rows, dim, {tile.student, 1, tile.stride},
+                 pairs_.student.queries.rows + tile.row * dim, products + tile.column * dim);
+  if (is_distance(settings_.pair)) {
+    for (int64_t i = 0; i < tile.rows; ++i) {
+      for (int64_t j = 0; j < tile.columns; ++j) {
+        sums[tile.column + j] += tile.student[i * tile.stride + j];
+      }
+    }
+  }
+}
+
+template <typename T>
+void Pipeline<T>::sweep_gradients() {
+  query_products_ = take_filled<T>(matrix_.queries * pairs_.student.queries.dim, 0);
+  query_sums_ = take_filled<T>(matrix_.queries, 0);
+  const bool keys = matrix_.key_gradient != nullptr;
+  key_products_ =
+      keys ? take_filled<T>(matrix_.keys * pairs_.student.keys.dim, 0) : query_products_;
+  key_sums_ = keys ? take_filled<T>(matrix_.keys, 0) : query_sums_;
+  const auto visit = [this](const Tile<T>& tile) {
+    if (fused_) {
+      add_losses(tile);
+    }
+    add_row_gradients(tile);
+    add_products(tile);
+  };
+  if (!pairs_.dense()) {
+    pairs_.sweep_tiles(pairs_.parallel, [&](const Tile<T>& tile) {
+      if (fused_ && pairs_.is_mirrored(tile)) {
+        pairs_.visit_transposed(tile, [this](const Tile<T>& mirror) { add_losses(mirror); });
+      }
+      visit(tile);
+      if (keys || pairs_.is_mirrored(tile)) {
+        add_mirror_products(tile, key_products_, key_sums_);
+      }
+    });
+    return;
+  }
+  pairs_.sweep(pairs_.parallel, visit);
+  if (keys) {
+    pairs_.sweep_columns(
+        [this](const Tile<T>& tile) { add_mirror_products(tile, key_products_, key_sums_); });
+  }
+}
+
+// Stage 1 backwards: from sums over pairs to the gradient of the items, written where they came
+// from.
+template <typename T>
+void Pipeline<T>::finish_items(const Items<T>& items, const T* products, const T* sums, T* out) {
+  const T factor = slope_factor(settings_, pairs_.student.scale);
+  const bool distance = is_distance(settings_.pair);
+  constexpr int64_t block = 32;
+  const Parallel threads = parallel_for_elements(pairs_.parallel, items.count * items.dim);
+  for_each_task(threads, count_blocks(items.count, block), [&](int64_t task) {
+    const Range range = block_range(items.count, block, task);
+    for (int64_t i = range.begin; i < range.begin + range.size; ++i) {
+      const T* x = items.rows + i * items.dim;
+      const T* product = products + i * items.dim;
+      T* gradient = out + (items.index == nullptr ? i : items.index[i]) * items.dim;
+      for (int64_t d = 0; d < items.dim; ++d) {
+        gradient[d] = factor * (distance ? sums[i] * x[d] - product[d] : product[d]);
+      }
+      if (settings_.unit) {
+        through_unit_length(x, items.inverse_lengths[i], items.dim, gradient);
+      }
+    }
+  });
+  if (centers_features(settings_)) {
+    through_centering(items, out, pairs_.parallel);
+  }
+}
+
+template <typename T>
+void Pipeline<T>::finish_gradients() {
+  if (matrix_.query_gradient != nullptr) {
+    finish_items(pairs_.student.queries, query_products_, query_sums_, matrix_.query_gradient);
+  }
+  if (matrix_.key_gradient != nullptr) {
+    finish_items(pairs_.student.keys, key_products_, key_sums_, matrix_.key_gradient);
+  }
+  if (matrix_.scale_gradient_wanted) {
+    // A = scale * g: d loss / d scale = sum_ij dA_ij g_ij, and a self-affinity's V holds dA twice
+    const int64_t dim = pairs_.student.queries.dim;
+    double sum = 0;
+    for (int64_t i = 0; i < matrix_.queries; ++i) {
+      sum += dot(query_products_ + i * dim, pairs_.student.queries.rows + i * dim, dim);
+    }
+    matrix_.scale_gradient = self_ ? sum / 2 : sum;
+  }
+}
+
+}  // namespace affkd::AFFKD_NAMESPACE

@@ -1,0 +1,256 @@
+// Pipeline: from the sums of a sweep to statistics, the constants of the backward, and the loss.
+#pragma once
+
+#include "pipeline.h"
+
+namespace affkd::AFFKD_NAMESPACE {
+
+// Divides row i by `statistic`: by infinity where it counts as nothing, by NaN where it overflowed,
+// as the quotient must not pass for 0.
+template <typename T>
+inline void divide_row(const ScalingArrays<T>& side, int64_t i, double statistic, double eps) {
+  const double divisor = statistic <= eps ? kInfinity : (statistic - statistic) + statistic;
+  side.divisor[i] = static_cast<T>(divisor);
+  side.multiplier[i] = static_cast<T>(1 / divisor);
+}
+
+template <typename T>
+void Pipeline<T>::find_linear_sums() {
+  find_linear_sums_of(pairs_.student, student_states_);
+  find_linear_sums_of(pairs_.teacher, teacher_states_);
+}
+
+template <typename T>
+void Pipeline<T>::find_linear_sums_of(const PreparedSide<T>& side, RowState* states) const {
+  const int64_t dim = side.keys.dim;
+  const Scratch scratch;
+  double* key_sum = take_filled<double>(dim, 0);
+  constexpr int64_t block = 256;
+  const Parallel threads = parallel_for_elements(pairs_.parallel, side.keys.count * dim);
+  for_each_task(threads, count_blocks(dim, block), [&](int64_t task) {
+    const Range range = block_range(dim, block, task);
+    for (int64_t j = 0; j < side.keys.count; ++j) {
+      const T* key = side.keys.rows + j * dim;
+      for (int64_t d = range.begin; d < range.begin + range.size; ++d) {
+        key_sum[d] += key[d];
+      }
+    }
+  });
+  const double offsets = settings_.offset * static_cast<double>(side.keys.count);
+  for_each_task(threads, side.queries.count, [&](int64_t i) {
+    states[i].first = side.scale * dot(side.queries.rows + i * dim, key_sum, dim) + offsets;
+  });
+}
+
+template <typename T>
+void Pipeline<T>::finish_statistics() {
+  const Normalization kind = settings_.normalization;
+  for (int64_t i = 0; i < matrix_.queries; ++i) {
+    if (softmax_) {
+      finish_softmax(i);
+    } else if (kind == Normalization::none) {
+      divide_row(rows_.student, i, 1.0, 0.0);
+      divide_row(rows_.teacher, i, 1.0, 0.0);
+    } else {
+      finish_row(i);
+    }
+  }
+  if (rows_of_one_statistic()) {
+    finish_matrix();
+  }
+  if (fused_) {
+    finish_known_corrections();
+  }
+}
+
+template <typename T>
+void Pipeline<T>::finish_row(int64_t i) {
+  const bool root = settings_.normalization == Normalization::row_l2;
+  const auto statistic = [&](const RowState& state) {
+    return root ? __builtin_sqrt(state.first) : state.first;
+  };
+  divide_row(rows_.student, i, statistic(student_states_[i]), settings_.statistic_eps);
+  divide_row(rows_.teacher, i, statistic(teacher_states_[i]), settings_.statistic_eps);
+}
+
+template <typename T>
+void Pipeline<T>::finish_softmax(int64_t i) {
+  const auto finish = [i](const ScalingArrays<T>& side, const RowState& state, double tau) {
+    side.multiplier[i] = static_cast<T>(1 / tau);
+    // a row without pairs has neither maximum nor sum
+    const bool nothing = state.second == 0;
+    side.peak[i] = nothing ? T{0} : static_cast<T>(state.first);
+    side.log_sum[i] = nothing ? T{0} : static_cast<T>(__builtin_log(state.second));
+  };
+  finish(rows_.student, student_states_[i], settings_.student_tau);
+  finish(rows_.teacher, teacher_states_[i], settings_.teacher_tau);
+}
+
+// The statistic of the whole matrix. `slope_scale` is what the slope of `statistic_slope` lacks.
+template <typename T>
+double Pipeline<T>::matrix_statistic(const RowState* states, double square, double* slope_scale,
+                                     double* maximum) const {
+  const Normalization kind = settings_.normalization;
+  const bool largest = kind == Normalization::max || kind == Normalization::max_detached;
+  double sum = 0, count = 0;
+  *maximum = -kInfinity;
+  for (int64_t i = 0; i < matrix_.queries; ++i) {
+    // not the other way round: a NaN must become the maximum
+    if (!(states[i].first <= *maximum)) {
+      *maximum = states[i].first;
+    }
+  }
+  for (int64_t i = 0; i < matrix_.queries; ++i) {
+    sum += states[i].first;
+    if (largest) {
+      count += states[i].first == *maximum ? states[i].second : 0;
+    } else if (kind == Normalization::mean_positive) {
+      count += states[i].second;
+    } else {
+      const int64_t d = pairs_.rules.diagonal(i);
+      const bool left_out =
+          kind == Normalization::mean_offdiag && d >= 0 && pairs_.rules.takes_part(i, d);
+      count += static_cast<double>(matrix_.pairs[i] - (left_out ? 1 : 0));
+    }
+  }
+  *slope_scale = 1;
+  if (kind == Normalization::frobenius) {
+    return __builtin_sqrt(sum);
+  }
+  if (kind == Normalization::frobenius_centered) {
+    // what is left of a constant matrix is rounding
+    const double before = __builtin_sqrt(centered_ ? square : sum + square);
+    const double norm = __builtin_sqrt(sum);
+    return norm <= 8.0 * kEpsilon<T> * before ? 0.0 : norm;
+  }
+  *slope_scale = count > 0 ? 1 / count : 0;
+  return largest ? *maximum : sum * *slope_scale;
+}
+
+template <typename T>
+void Pipeline<T>::finish_matrix() {
+  double slope_scale, maximum;
+  const double teacher = matrix_statistic(teacher_states_, teacher_square_, &slope_scale, &maximum);
+  const double student = matrix_statistic(student_states_, student_square_, &slope_scale, &maximum);
+  slope_scale_ = slope_scale;
+  maximum_ = static_cast<T>(maximum);
+  for (int64_t i = 0; i < matrix_.queries; ++i) {
+    divide_row(rows_.student, i, student, settings_.statistic_eps);
+    divide_row(rows_.teacher, i, teacher, settings_.statistic_eps);
+  }
+}
+
+// With features x + m, x centered, A = X Y' + X m_y 1' + 1 m_x' Y' + m_x.m_y 11' in orthogonal
+// parts: the squared norms of the last three.
+template <typename T>
+double Pipeline<T>::square_before_centering(const PreparedSide<T>& side) const {
+  const int64_t dim = side.keys.dim;
+  const Items<T>&queries = side.queries, &keys = side.keys;
+  double of_rows = 0, of_columns = 0;
+  for (int64_t i = 0; i < queries.count; ++i) {
+    const double row = dot(queries.rows + i * dim, keys.mean, dim);
+    of_rows += row * row;
+  }
+  for (int64_t j = 0; j < keys.count; ++j) {
+    const double column = dot(keys.rows + j * dim, queries.mean, dim);
+    of_columns += column * column;
+  }
+  const double grand = dot(queries.mean, keys.mean, dim);
+  const double rows = static_cast<double>(queries.count), columns = static_cast<double>(keys.count);
+  const double scale = side.scale;
+  return scale * scale * (columns * of_rows + rows * of_columns + rows * columns * grand * grand);
+}
+
+// c where no sweep over the losses is needed for it
+template <typename T>
+void Pipeline<T>::finish_known_corrections() {
+  for (int64_t i = 0; i < matrix_.queries; ++i) {
+    if (has_closed_correction()) {
+      const double student = rows_.student.multiplier[i], teacher = rows_.teacher.multiplier[i];
+      const double squares = student_states_[i].first * student * student;
+      sums_[i].correction = 2 * (squares - sums_[i].correction * student * teacher);
+    } else if (softmax_) {
+      // sum_j s dl/ds = -sum_j t = -1
+      sums_[i].correction = matrix_.pairs[i] > 0 ? -1 : 0;
+    }
+  }
+  finish_corrections();
+}
+
+template <typename T>
+void Pipeline<T>::finish_corrections() {
+  double total = 0;
+  for (int64_t i = 0; i < matrix_.queries; ++i) {
+    const double correction = matrix_.loss_scale * row_weight(i) * sums_[i].correction;
+    rows_.correction[i] = static_cast<T>(correction);
+    total += correction;
+  }
+  if (rows_of_one_statistic()) {
+    for (int64_t i = 0; i < matrix_.queries; ++i) {
+      rows_.correction[i] = static_cast<T>(total * slope_scale_);
+    }
+  }
+}
+
+template <typename T>
+void Pipeline<T>::finish_loss() {
+  for (int64_t i = 0; i < matrix_.queries; ++i) {
+    if (matrix_.pairs[i] == 0) {
+      continue;
+    }
+    const double loss = matrix_.loss_scale * row_weight(i) * (sums_[i].loss + pairs_.poison);
+    matrix_.loss += loss;
+    if (matrix_.row_losses != nullptr) {
+      matrix_.row_losses[source_row(i)] = static_cast<T>(loss);
+    }
+  }
+}
+
+// Row means less the grand mean, and column means, from sums over rows and over columns. Without
+// column sums the matrix is symmetric.
+template <typename T>
+typename Pipeline<T>::Means Pipeline<T>::means_of(const double* row_sums,
+                                                  const double* column_sums) const {
+  const int64_t rows = matrix_.queries, columns = matrix_.keys;
+  double total = 0;
+  for (int64_t i = 0; i < rows; ++i) {
+    total += row_sums[i];
+  }
+  const double grand_mean = total / static_cast<double>(rows) / static_cast<double>(columns);
+  Means means{take_filled<T>(padded<T>(rows), 0), take_filled<T>(padded<T>(columns), 0)};
+  for (int64_t i = 0; i < rows; ++i) {
+    means.of_rows[i] = static_cast<T>(row_sums[i] / static_cast<double>(columns) - grand_mean);
+  }
+  const double* sums = column_sums == nullptr ? row_sums : column_sums;
+  for (int64_t j = 0; j < columns; ++j) {
+    means.of_columns[j] = static_cast<T>(sums[j] / static_cast<double>(rows));
+  }
+  return means;
+}
+
+template <typename T>
+void Pipeline<T>::sweep_affinity_means() {
+  MeanSums student = empty_sums(), teacher = empty_sums();
+  double* squares = take_filled<double>(2 * matrix_.queries, 0);
+  // columns belong to no thread, so those of a cross-affinity are summed by one
+  pairs_.sweep(self_ ? pairs_.parallel : run_serially, [&](const Tile<T>& tile) {
+    const Scratch scratch;
+    const Buffers buffers(tile.columns);
+    for (int64_t i = 0; i < tile.rows; ++i) {
+      const Row row = row_of(tile, i, buffers);
+      const int64_t at = tile.row + i;
+      add_to_sums(row.student, tile.columns, student.rows + at, student.columns_from(tile.column));
+      add_to_sums(row.teacher, tile.columns, teacher.rows + at, teacher.columns_from(tile.column));
+      squares[2 * at] += dot_row<T>(row.student, row.student, tile.columns, nullptr);
+      squares[2 * at + 1] += dot_row<T>(row.teacher, row.teacher, tile.columns, nullptr);
+    }
+  });
+  for (int64_t i = 0; i < matrix_.queries; ++i) {
+    student_square_ += squares[2 * i];
+    teacher_square_ += squares[2 * i + 1];
+  }
+  student_means_ = means_of(student.rows, student.columns);
+  teacher_means_ = means_of(teacher.rows, teacher.columns);
+}
+
+}  // namespace affkd::AFFKD_NAMESPACE
