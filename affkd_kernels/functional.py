@@ -228,9 +228,11 @@ _NO_OPTIONS = (None,) * len(PER_CALL)
 
 def _constants_detached(tensors: tuple[Any, ...]) -> tuple[Any, ...]:
     """The teacher is a constant: without this, its requires_grad would reach the loss."""
+    constants = [tensors[i] for i in _TEACHER]
+    if not any(isinstance(x, Tensor) and x.requires_grad for x in constants):
+        return tensors
     return tuple(
-        x.detach() if i in _TEACHER and isinstance(x, Tensor) and x.requires_grad else x
-        for i, x in enumerate(tensors)
+        x.detach() if i in _TEACHER and isinstance(x, Tensor) else x for i, x in enumerate(tensors)
     )
 
 

@@ -75,6 +75,15 @@ def to_items(name: str, x: Tensor, items: str) -> Tensor:
         raise TypeError(f"{name} must be a dense (strided) tensor, got layout {x.layout}")
     if x.dtype not in FLOATING:
         raise TypeError(f"{name} must be float16, bfloat16, float32 or float64, got {x.dtype}")
+    viewed = _as_items(x, items)
+    if viewed is None:
+        raise ValueError(
+            f"{name} must have shape {_LAYOUTS[items]} for items={items!r}, got {list(x.shape)}"
+        )
+    return viewed
+
+
+def _as_items(x: Tensor, items: str) -> Tensor | None:
     rank = x.dim()
     if items == "samples" and rank >= 1:
         return x if rank == 2 else x.flatten(1) if rank > 2 else x.unsqueeze(1)
@@ -82,11 +91,7 @@ def to_items(name: str, x: Tensor, items: str) -> Tensor:
         return x
     if items == "pixels" and rank == 4:
         return x.flatten(2).transpose(1, 2)
-    if items == "channels" and rank == 4:
-        return x.flatten(2)
-    raise ValueError(
-        f"{name} must have shape {_LAYOUTS[items]} for items={items!r}, got {list(x.shape)}"
-    )
+    return x.flatten(2) if items == "channels" and rank == 4 else None
 
 
 def from_items(gradient: Tensor, like: Tensor, items: str) -> Tensor:
@@ -97,6 +102,14 @@ def from_items(gradient: Tensor, like: Tensor, items: str) -> Tensor:
     if items == "pixels" and like.dim():
         return gradient.transpose(1, 2).reshape(like.shape)
     return gradient.reshape(like.shape)
+
+
+def known_inputs(spec: LossSpec, student: Tensor, teacher: Tensor) -> Inputs:
+    """:func:`canonical_inputs` of a call without options whose metadata was validated before."""
+    s, t = _as_items(student, spec.items), _as_items(teacher, spec.items)
+    assert s is not None and t is not None
+    lead = s.shape[:-2]
+    return Inputs(_merge_lead(s, lead), _merge_lead(t, lead))
 
 
 def canonical_inputs(

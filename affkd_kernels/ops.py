@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from .dispatch import make_plan
-from .inputs import Inputs, canonical_inputs, from_items, full_precision
+from .inputs import Inputs, canonical_inputs, from_items, full_precision, known_inputs
 from .kernels import cpu, factored
 from .kernels.result import LossAndGrad, Needs
 from .spec import LossSpec, decode
@@ -80,6 +80,16 @@ def without_gradient(
     return run_loss_and_grad(spec, inputs, Needs(student=False), backend, algorithm).loss
 
 
+_NO_OPTIONS = (None,) * (_NUM_TENSORS - 2)
+
+
+def _validated(spec: LossSpec, tensors: tuple[Any, ...]) -> Inputs:
+    """The canonical tensors of a call that has a plan, and so was validated."""
+    if tensors[2:] == _NO_OPTIONS:
+        return known_inputs(spec, tensors[0], tensors[1])
+    return canonical_inputs(spec, *tensors)[0]
+
+
 class FusedLoss(torch.autograd.Function):
     """The scalar loss of the caller's own tensors; the layout is undone in the backward."""
 
@@ -87,7 +97,7 @@ class FusedLoss(torch.autograd.Function):
     def forward(
         ctx: Any, spec: LossSpec, backend: str, algorithm: str, *tensors: Tensor | None
     ) -> Tensor:
-        inputs, _ = canonical_inputs(spec, *tensors)  # type: ignore[arg-type]
+        inputs = _validated(spec, tensors)
         needs = Needs(*(ctx.needs_input_grad[3 + i] for i in _DIFFERENTIABLE))
         result = run_loss_and_grad(spec, inputs, needs, backend, algorithm)
         ctx.save_for_backward(*result[1:])

@@ -127,29 +127,14 @@ def _contiguous(inputs: Inputs) -> Inputs:
     """Contiguous in the computation dtype; what is so already is not touched."""
     dtype = inputs.dtype
 
-    def floating(x: Tensor | None) -> Tensor | None:
-        if x is None:
-            return None
-        if x.dtype != dtype or x.requires_grad:
-            x = x.detach().to(dtype)
-        return x if x.is_contiguous() else x.contiguous()
+    def ready(x: Tensor | None) -> Tensor | None:
+        if x is None or (x.is_contiguous() and x.dtype in (dtype, torch.bool)):
+            return x
+        # the op has no derivative of its own, and sees constants
+        return (x if x.dtype == torch.bool else x.detach().to(dtype)).contiguous()
 
-    def boolean(x: Tensor | None) -> Tensor | None:
-        return x if x is None or x.is_contiguous() else x.contiguous()
-
-    student, teacher, student_keys, teacher_keys, mask, key_mask, pair_mask, weight = inputs[:8]
-    return Inputs(
-        floating(student),  # type: ignore[arg-type]
-        floating(teacher),  # type: ignore[arg-type]
-        floating(student_keys),
-        floating(teacher_keys),
-        boolean(mask),
-        boolean(key_mask),
-        boolean(pair_mask),
-        floating(weight),
-        inputs.student_scale,
-        inputs.teacher_scale,
-    )
+    tensors = map(ready, inputs[:8])
+    return Inputs(*tensors, inputs.student_scale, inputs.teacher_scale)  # type: ignore[arg-type]
 
 
 def _options(

@@ -6,11 +6,15 @@ The schemas of the compiled operators are defined here; the binary holds impleme
 from __future__ import annotations
 
 import functools
+import os
 from pathlib import Path
 
 import torch
 
-LIBRARY = Path(__file__).resolve().parent.parent / "_cpu.abi3.so"
+# another build of the same kernels, such as the one with sanitizers, is named by its path
+LIBRARY = Path(
+    os.environ.get("AFFKD_CPU_LIBRARY") or Path(__file__).resolve().parent.parent / "_cpu.abi3.so"
+)
 
 _CALL = (
     "(Tensor student, Tensor teacher, Tensor? student_keys, Tensor? teacher_keys, Tensor? mask, "
