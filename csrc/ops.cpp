@@ -5,14 +5,13 @@
 #include <torch/csrc/stable/tensor.h>
 
 #include <algorithm>
-#include <cstdlib>
 #include <cstring>
 #include <optional>
 #include <tuple>
 #include <vector>
 
 #include "cpu/batch.h"
-#include "cpu/call.h"
+#include "runtime.h"
 
 namespace affkd {
 namespace {
@@ -20,18 +19,6 @@ namespace {
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 using OptionalTensor = std::optional<Tensor>;
-
-const Kernels& kernels() {
-  const char* error = nullptr;
-  const Kernels* selected = select_kernels(std::getenv("AFFKD_CPU_CAPABILITY"), &error);
-  STD_TORCH_CHECK(selected != nullptr, error);
-  return *selected;
-}
-
-void run_in_parallel(int64_t tasks, TaskBody body, void* context) {
-  torch::stable::parallel_for(0, tasks, 1,
-                              [=](int64_t begin, int64_t end) { body(begin, end, context); });
-}
 
 template <typename T>
 const T* data_of(const OptionalTensor& tensor) {
@@ -197,27 +184,6 @@ bool has_pairs(const Matrix<T>& matrix) {
                      [](int64_t pairs) { return pairs > 0; });
 }
 
-// Many matrices go to the threads whole; few are worked on by all threads, one after the other.
-template <typename T>
-void run_matrices(const Settings& settings, std::vector<Matrix<T>>& matrices) {
-  const Kernels& selected = kernels();
-  const auto run_range = [&](int64_t begin, int64_t end, Parallel parallel) {
-    for (int64_t n = begin; n < end; ++n) {
-      Matrix<T>& matrix = matrices[static_cast<size_t>(n)];
-      if (has_pairs(matrix)) {
-        run_kernels(selected, settings, matrix, parallel);
-      }
-    }
-  };
-  const int64_t count = static_cast<int64_t>(matrices.size());
-  if (count >= 2 * static_cast<int64_t>(torch::stable::get_num_threads())) {
-    torch::stable::parallel_for(
-        0, count, 1, [&](int64_t begin, int64_t end) { run_range(begin, end, run_serially); });
-  } else {
-    run_range(0, count, run_in_parallel);
-  }
-}
-
 template <typename T>
 void compute(const Features& features, const Shape& shape, const Masks& masks,
              const OptionalTensor& row_weight, const Options& options, Outputs& outputs) {
@@ -226,7 +192,13 @@ void compute(const Features& features, const Shape& shape, const Masks& masks,
       select_items(shape, masks, {options.has_diagonal, options.diagonal_offset, excluded});
   std::vector<Matrix<T>> matrices =
       matrices_of<T>(features, shape, masks, row_weight, options, selections, outputs);
-  run_matrices(options.settings, matrices);
+  const Kernels& selected = kernels();
+  for_each_matrix(shape.matrices, [&](int64_t n, Parallel parallel) {
+    Matrix<T>& matrix = matrices[static_cast<size_t>(n)];
+    if (has_pairs(matrix)) {
+      run_kernels(selected, options.settings, matrix, parallel);
+    }
+  });
   double loss = 0, scale_gradient = 0;
   for (const Matrix<T>& matrix : matrices) {
     loss += matrix.loss;

@@ -12,8 +12,23 @@ import torch
 
 from affkd_kernels.angle import REDUCTIONS, RKDAngleLoss, _reference_angles, rkd_angle_loss
 from affkd_kernels.kernels import angle as kernel
+from affkd_kernels.kernels import extension
 
+UNUSABLE = extension.load()
+CAPABILITIES = () if UNUSABLE else extension.usable_capabilities()
 MASK = torch.tensor([[1, 1, 0, 1, 1, 1], [0, 1, 1, 0, 1, 1]], dtype=torch.bool)
+
+
+@pytest.fixture(params=["eager", "compiled"])
+def sweep(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """What sums up the triples outside the reference."""
+    if request.param == "compiled" and UNUSABLE:
+        pytest.skip(UNUSABLE)
+    monkeypatch.setattr(kernel, "runs_compiled", lambda device: request.param == "compiled")
+    return request.param
+
+
+each_sweep = pytest.mark.usefixtures("sweep")
 
 
 def features(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> torch.Tensor:
@@ -40,6 +55,7 @@ def triple_loop(student: list, teacher: list, beta: float) -> tuple[float, int]:
     return math.fsum(losses), len(losses)
 
 
+@each_sweep
 @pytest.mark.parametrize("backend", ["auto", "reference"])
 @pytest.mark.parametrize("beta", [0.0, 0.1, 1.0])
 @pytest.mark.parametrize("masked", [False, True])
@@ -75,6 +91,7 @@ def test_against_the_triple_loop(backend: str, beta: float, masked: bool) -> Non
         assert actual.item() == pytest.approx(expected, rel=1e-10)
 
 
+@each_sweep
 @pytest.mark.parametrize("beta", [0.05, 1.0])
 @pytest.mark.parametrize("masked", [False, True])
 def test_gradcheck(beta: float, masked: bool) -> None:
@@ -86,6 +103,7 @@ def test_gradcheck(beta: float, masked: bool) -> None:
     )
 
 
+@each_sweep
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 def test_error_is_no_larger_than_eagers(dtype: torch.dtype) -> None:
     student = features(24, 16).to(dtype).requires_grad_()
@@ -105,6 +123,7 @@ def test_error_is_no_larger_than_eagers(dtype: torch.dtype) -> None:
         assert fused <= max(2 * eager, 4 * torch.finfo(rounded).eps)
 
 
+@each_sweep
 def test_a_common_offset_and_the_scale_of_the_features_do_not_hurt() -> None:
     student, teacher = features(16, 8, dtype=torch.float32), features(16, 8, seed=1)
     expected = rkd_angle_loss(student.double(), teacher).item()
@@ -126,7 +145,13 @@ def test_close_pairs_keep_their_angles(ratio: float) -> None:
     eager_error = (_reference_angles(x, None) - true).abs().max()
     assert (fused - true).abs().max() <= 2 * eager_error
 
-    student, teacher = x[0].requires_grad_(), features(16, 8, seed=1, dtype=torch.float32)
+
+@each_sweep
+@pytest.mark.parametrize("ratio", [10, 100, 1000, 10000])
+def test_close_pairs_keep_their_gradients(ratio: float) -> None:
+    student, teacher = (features(16, 8, seed=seed, dtype=torch.float32) for seed in (0, 1))
+    student[8:] = student[:8] + student[8:] / ratio
+    student.requires_grad_()
     losses = [
         rkd_angle_loss(student, teacher),
         rkd_angle_loss(student.double(), teacher, backend="reference"),
@@ -139,6 +164,7 @@ def test_close_pairs_keep_their_angles(ratio: float) -> None:
 def test_blocks_do_not_change_the_result(monkeypatch: pytest.MonkeyPatch, entries: int) -> None:
     student, teacher = features(3, 9, 4).requires_grad_(), features(3, 9, 5, seed=1)
     expected = rkd_angle_loss(student, teacher, items="tokens", backend="reference")
+    monkeypatch.setattr(kernel, "runs_compiled", lambda device: False)
     monkeypatch.setitem(kernel.BLOCK_ENTRIES, "cpu", entries)
     actual = rkd_angle_loss(student, teacher, items="tokens")
     torch.testing.assert_close(actual, expected)
@@ -146,6 +172,7 @@ def test_blocks_do_not_change_the_result(monkeypatch: pytest.MonkeyPatch, entrie
     torch.testing.assert_close(*gradients)
 
 
+@each_sweep
 @pytest.mark.parametrize("count", [0, 1, 2])
 @pytest.mark.parametrize("backend", ["auto", "reference"])
 def test_too_few_items_for_an_angle(count: int, backend: str) -> None:
@@ -157,6 +184,7 @@ def test_too_few_items_for_an_angle(count: int, backend: str) -> None:
     torch.testing.assert_close(student.grad, torch.zeros_like(student), rtol=0, atol=1e-14)
 
 
+@each_sweep
 @pytest.mark.parametrize("backend", ["auto", "reference"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_collapsed_batch_has_a_finite_loss_and_no_gradient(
@@ -170,6 +198,7 @@ def test_collapsed_batch_has_a_finite_loss_and_no_gradient(
     assert student.grad.eq(0).all()
 
 
+@each_sweep
 @pytest.mark.parametrize("length", [3, 300, 20000])
 def test_coincident_items_exert_no_force_on_each_other(length: int) -> None:
     student = features(12, length, dtype=torch.float32)
@@ -183,6 +212,7 @@ def test_coincident_items_exert_no_force_on_each_other(length: int) -> None:
     torch.testing.assert_close(*gradients, rtol=1e-4, atol=1e-9)
 
 
+@each_sweep
 def test_a_distance_that_the_gram_matrix_cannot_resolve_is_none() -> None:
     teacher = features(12, 5, seed=1)
     gradients = []
@@ -195,6 +225,7 @@ def test_a_distance_that_the_gram_matrix_cannot_resolve_is_none() -> None:
     torch.testing.assert_close(*gradients, rtol=1e-6, atol=1e-12)
 
 
+@each_sweep
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
 @pytest.mark.parametrize("backend", ["auto", "reference"])
 @pytest.mark.parametrize("count", [1, 2, 6])
@@ -214,12 +245,14 @@ def test_bad_values_show_unless_masked(bad: float, backend: str, count: int) -> 
         assert student.grad[0].eq(0).all() and student.grad.isfinite().all()
 
 
+@each_sweep
 def test_overflow_is_not_a_plausible_number() -> None:
     student = features(5, 3) * 1e200
     for backend in ("auto", "reference"):
         assert not rkd_angle_loss(student, features(5, 3, seed=1), backend=backend).isfinite()
 
 
+@each_sweep
 def test_everything_masked_gives_zero_with_a_graph() -> None:
     student = features(5, 3).requires_grad_()
     loss = rkd_angle_loss(student, features(5, 3), mask=torch.zeros(5, dtype=torch.bool))
@@ -227,6 +260,7 @@ def test_everything_masked_gives_zero_with_a_graph() -> None:
     assert loss == 0 and student.grad.eq(0).all()
 
 
+@each_sweep
 def test_layouts_and_strides() -> None:
     maps = features(2, 4, 3, 5), features(2, 4, 3, 5, seed=1)
     by_items = {
@@ -258,6 +292,7 @@ def test_the_teacher_is_a_constant_unless_asked() -> None:
     assert teacher.grad.norm() > 0
 
 
+@each_sweep
 def test_autocast_does_not_round() -> None:
     student, teacher = features(9, 4, dtype=torch.float32), features(9, 4, seed=1)
     student.requires_grad_()
@@ -270,6 +305,59 @@ def test_autocast_does_not_round() -> None:
         assert torch.equal(*gradients)
 
 
+def loss_and_gradient(student: torch.Tensor, teacher: torch.Tensor, **options) -> list:
+    student = student.detach().requires_grad_()
+    loss = rkd_angle_loss(student, teacher, **options)
+    return [loss.detach(), *torch.autograd.grad(loss, student)]
+
+
+@each_sweep
+@pytest.mark.parametrize("beta", [1e-320, 1e-40, 1e-30, 1e10])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_extreme_betas(beta: float, dtype: torch.dtype) -> None:
+    student, teacher = (features(9, 4, seed=seed, dtype=dtype) for seed in (0, 1))
+    student[1], teacher[3] = student[0], teacher[2]
+    actual = loss_and_gradient(student, teacher, beta=beta)
+    limit = {"beta": beta} if beta > 1 else {"beta": 0.0}
+    expected = loss_and_gradient(student.double(), teacher.double(), backend="reference", **limit)
+    rtol = 1e-4 if dtype == torch.float32 else 1e-9
+    for one, other in zip(actual, expected, strict=True):
+        torch.testing.assert_close(one.double(), other, rtol=rtol, atol=rtol * other.abs().max())
+
+
+# sizes around the compiled sweep's vectors, blocks and panels, and odd numbers of blocks
+@pytest.mark.skipif(bool(UNUSABLE), reason=UNUSABLE)
+@pytest.mark.parametrize("capability", CAPABILITIES)
+@pytest.mark.parametrize("count", [1, 2, 3, 17, 31, 32, 33, 63, 64, 65, 97, 130])
+def test_every_instruction_set_at_any_size(
+    count: int, capability: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AFFKD_CPU_CAPABILITY", capability)
+    student, teacher = features(2, count, 4), features(2, count, 5, seed=1)
+    student[:, -1] = student[:, 0]
+    options = {"items": "tokens", "reduction": "sum", "beta": 0.3}
+    expected = loss_and_gradient(student, teacher, backend="reference", **options)
+    actual = loss_and_gradient(student, teacher, **options)
+    torch.testing.assert_close(actual, expected, rtol=1e-10, atol=1e-10)
+    single = loss_and_gradient(student.float(), teacher.float(), **options)
+    for one, other in zip(single, expected, strict=True):
+        # of three items, two of which coincide, the gradient is 0
+        assert (one - other).norm() <= 1e-5 * other.norm() + 1e-12
+
+
+@pytest.mark.parametrize("matrices", [1, 5])
+def test_one_and_two_threads_agree_to_the_bit(matrices: int) -> None:
+    student, teacher = (features(matrices, 100, 8, seed=seed).float() for seed in (0, 1))
+    before = torch.get_num_threads()
+    results = []
+    for count in (1, 2):
+        torch.set_num_threads(count)
+        results.append(loss_and_gradient(student, teacher, items="tokens"))
+    torch.set_num_threads(before)
+    assert all(map(torch.equal, *results))
+
+
+@each_sweep
 def test_repeatable_bit_for_bit() -> None:
     student, teacher = features(40, 8).float().requires_grad_(), features(40, 8, seed=1).float()
     first, second = (rkd_angle_loss(student, teacher) for _ in range(2))
@@ -312,6 +400,7 @@ def test_function_transforms() -> None:
     torch.testing.assert_close(torch.func.vmap(loss)(batch), torch.stack([loss(x) for x in batch]))
 
 
+@each_sweep
 @pytest.mark.parametrize("need_gradient", [False, True])
 @pytest.mark.parametrize("masked", [False, True])
 def test_opcheck(need_gradient: bool, masked: bool) -> None:
@@ -321,6 +410,7 @@ def test_opcheck(need_gradient: bool, masked: bool) -> None:
     torch.library.opcheck(torch.ops.affkd_kernels.rkd_angle.default, arguments)
 
 
+@each_sweep
 @pytest.mark.parametrize("face", ["function", "module"])
 def test_one_graph_for_changing_batches(face: str) -> None:
     torch.compiler.reset()
@@ -350,6 +440,8 @@ import itertools, resource, torch
 from affkd_kernels.angle import rkd_angle_loss
 from affkd_kernels.kernels import angle
 torch.set_num_threads(1)
+if not {compiled}:
+    angle.runs_compiled = lambda device: False
 blocks = angle.blocks
 angle.blocks = lambda squared: itertools.islice(blocks(squared), 32)
 def run(count):
@@ -363,10 +455,11 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="ru_maxrss is in KiB on Linux only")
-def test_peak_memory_for_a_thousand_items() -> None:
+def test_peak_memory_for_a_thousand_items(sweep: str) -> None:
     # one [B, B, B] tensor would be 4 GiB, one [B, B, D] tensor 2 GiB
+    script = MEMORY.format(compiled=sweep == "compiled")
     output = subprocess.run(
-        [sys.executable, "-c", MEMORY], capture_output=True, text=True, check=True, timeout=120
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=120
     )
     assert int(output.stdout) < 100 * 1024
 

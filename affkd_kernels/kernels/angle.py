@@ -10,7 +10,8 @@ W = d L / d psi, needs no more than sums of what the forward has at hand:
     V_ij = sum_k W_ijk (1 / sqrt(a_ij a_kj) - psi_ijk / a_ij) - sum_v W_ivj / (2 sqrt(a_iv a_jv)),
 
 and the gradient is that of any squared distance, dX = 2 (diag((V + V') 1) X - (V + V') X). Memory:
-O(L^2) and a block of a few vertices; arithmetic: O(L^3), whatever the feature length.
+O(L^2) and a block of a few vertices; arithmetic: O(L^3), whatever the feature length. On a CPU the
+sweep is a C++ kernel (csrc/cpu/angle.h) where there is one.
 """
 
 from __future__ import annotations
@@ -20,6 +21,8 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+
+from . import extension
 
 # distances up to this count as 0: the two items coincide
 COINCIDENT = 1e-12
@@ -58,12 +61,36 @@ def angle_sum(
     # a caller's autocast would round the row sums below to half precision
     with torch.autocast(student.device.type, enabled=False):
         s, t = distances(student, mask, dtype), distances(teacher, mask, dtype)
-        total = torch.zeros((), dtype=s.points.dtype, device=student.device)
-        slope = torch.zeros_like(s.inverse) if need_gradient else None
-        for matrices, vertices in blocks(s.squared):
-            total += vertex_block(s, t, matrices, vertices, beta, slope)
+        sweep = compiled_sweep if runs_compiled(student.device) else eager_sweep
+        total, slope = sweep(s, t, beta, need_gradient)
         gradient = s.inverse.new_empty(0) if slope is None else distance_gradient(s, slope)
         return total.to(dtype), gradient.to(dtype)
+
+
+def runs_compiled(device: torch.device) -> bool:
+    """Whether the C++ kernel does the sweep on this device."""
+    return device.type == "cpu" and not extension.load()
+
+
+def compiled_sweep(
+    s: Distances, t: Distances, beta: float, need_slope: bool
+) -> tuple[Tensor, Tensor | None]:
+    """What `eager_sweep` returns, from csrc/cpu/angle.h: each pair (i, k) once, in registers."""
+    total, slope = torch.ops.affkd_kernels.cpu_angle(
+        s.squared, s.inverse, t.squared, t.inverse, beta, need_slope
+    )
+    return total, slope if need_slope else None
+
+
+def eager_sweep(
+    s: Distances, t: Distances, beta: float, need_slope: bool
+) -> tuple[Tensor, Tensor | None]:
+    """The loss [] and, if needed, V = d L / d squared distance [N, L, L], up to symmetry."""
+    total = torch.zeros((), dtype=s.points.dtype, device=s.points.device)
+    slope = torch.zeros_like(s.inverse) if need_slope else None
+    for matrices, vertices in blocks(s.squared):
+        total += vertex_block(s, t, matrices, vertices, beta, slope)
+    return total, slope
 
 
 def distances(x: Tensor, mask: Tensor | None, dtype: torch.dtype) -> Distances:
@@ -126,8 +153,9 @@ def vertex_block(
     """The loss of some vertices; adds d L / d squared distance to `slope` [N, L, L] if given."""
     psi = angles(s, matrices, vertices)
     error = torch.sub(psi, angles(t, matrices, vertices))
-    # smooth L1 is w e - beta w^2 / 2 with its own derivative w
-    weight = error.sign() if beta == 0 else (error / beta).clamp_(-1, 1)
+    # smooth L1 is w e - beta w^2 / 2 with its own derivative w; a beta that underflows is none
+    tiny = torch.finfo(error.dtype).tiny
+    weight = error.sign() if beta < tiny else (error / beta).clamp_(-1, 1)
     flat = weight.flatten()
     loss = torch.dot(flat, error.flatten()) - 0.5 * beta * torch.dot(flat, flat)
     if slope is not None:

@@ -133,8 +133,7 @@ def _contiguous(inputs: Inputs) -> Inputs:
         # the op has no derivative of its own, and sees constants
         return (x if x.dtype == torch.bool else x.detach().to(dtype)).contiguous()
 
-    tensors = map(ready, inputs[:8])
-    return Inputs(*tensors, inputs.student_scale, inputs.teacher_scale)  # type: ignore[arg-type]
+    return Inputs._make((*map(ready, inputs[:8]), inputs.student_scale, inputs.teacher_scale))
 
 
 def _options(

@@ -23,6 +23,8 @@ _CALL = (
 _SCHEMAS = (
     f"cpu_loss_and_grad{_CALL} -> (Tensor, Tensor?, Tensor?, Tensor?)",
     f"cpu_row_losses{_CALL} -> Tensor",
+    "cpu_angle(Tensor student_squared, Tensor student_inverse, Tensor teacher_squared, "
+    "Tensor teacher_inverse, float beta, bool need_slope) -> (Tensor, Tensor)",
     "cpu_capability_index() -> int",
     "cpu_exponential(Tensor x) -> Tensor",
     "cpu_log_ratio(Tensor a, Tensor b) -> Tensor",

@@ -3,6 +3,8 @@
 #include <new>
 #include <vector>
 
+#include "checked_memory.h"
+
 #if defined(__linux__)
 #include <sys/mman.h>
 #endif
@@ -30,6 +32,7 @@ std::align_val_t alignment_of(size_t size) {
 
 Block new_block(size_t size) {
   const Block block{static_cast<char*>(::operator new(size, alignment_of(size))), size};
+  forbid(block.data, block.size);
 #if defined(__linux__)
   if (size >= 2 * kHugePage) {
     madvise(block.data, size, MADV_HUGEPAGE);
@@ -39,6 +42,7 @@ Block new_block(size_t size) {
 }
 
 void free_block(const Block& block) {
+  allow(block.data, block.size);
   ::operator delete(block.data, alignment_of(block.size));
 }
 
@@ -53,8 +57,8 @@ struct Arena {
     }
   }
 
-  void* take(size_t bytes) {
-    bytes = (bytes + kAlignment - 1) / kAlignment * kAlignment;
+  void* take(size_t requested) {
+    const size_t bytes = (requested + kGap + kAlignment - 1) / kAlignment * kAlignment;
     while (current < blocks.size() && used + bytes > blocks[current].size) {
       ++current;
       used = 0;
@@ -64,12 +68,18 @@ struct Arena {
     }
     void* taken = blocks[current].data + used;
     used += bytes;
+    allow(taken, requested);
+    poison(taken, requested);
     return taken;
   }
 
   void release(ArenaMark mark) {
     current = mark.block;
     used = mark.used;
+    for (size_t i = current; i < blocks.size(); ++i) {
+      const size_t kept = i == current ? used : 0;
+      forbid(blocks[i].data + kept, blocks[i].size - kept);
+    }
     if (current == 0 && used == 0) {
       trim();
     }

@@ -99,6 +99,23 @@ struct Matrix {
   double scale_gradient;  // out: d loss / d student_scale
 };
 
+template <typename T>
+struct AngleSide {
+  const double* squared;  // [L, L] distances, none above 1
+  const T* inverse;       // [L, L] distances; 0 where two items coincide or one is masked
+};
+
+// One matrix of the angle loss.
+template <typename T>
+struct AngleMatrix {
+  AngleSide<T> student;
+  AngleSide<T> teacher;
+  int64_t items;
+  double beta;
+  double* slope;  // out: [L, L] or null; slope_ij + slope_ji is d loss / d squared_ij
+  double loss;    // out
+};
+
 // Calls body(begin, end, context) on disjoint ranges that cover [0, tasks).
 using TaskBody = void (*)(int64_t begin, int64_t end, void* context);
 using Parallel = void (*)(int64_t tasks, TaskBody body, void* context);
@@ -111,6 +128,8 @@ struct Kernels {
   const char* name;
   void (*run_float)(const Settings&, Matrix<float>&, Parallel);
   void (*run_double)(const Settings&, Matrix<double>&, Parallel);
+  void (*angle_float)(AngleMatrix<float>&, Parallel);
+  void (*angle_double)(AngleMatrix<double>&, Parallel);
   // test access to the polynomial functions: y = exp(x), y = log(a / b)
   void (*exponential)(int64_t n, const void* x, void* y, bool is_double);
   void (*log_ratio)(int64_t n, const void* a, const void* b, void* y, bool is_double);

@@ -2,6 +2,7 @@
 //   AFFKD_NAMESPACE, AFFKD_VECTOR_BYTES, AFFKD_GROUP_ROWS
 #pragma once
 
+#include "angle.h"
 #include "pipeline.h"
 
 namespace affkd::AFFKD_NAMESPACE {

@@ -7,7 +7,13 @@
 namespace affkd {
 
 extern const Kernels avx2_kernels;
-const Kernels avx2_kernels{
-    1, "avx2", avx2::run<float>, avx2::run<double>, avx2::exponential_of, avx2::log_ratio_of};
+const Kernels avx2_kernels{1,
+                           "avx2",
+                           avx2::run<float>,
+                           avx2::run<double>,
+                           avx2::run_angle<float>,
+                           avx2::run_angle<double>,
+                           avx2::exponential_of,
+                           avx2::log_ratio_of};
 
 }  // namespace affkd

@@ -11,6 +11,8 @@ const Kernels avx512_kernels{2,
                              "avx512",
                              avx512::run<float>,
                              avx512::run<double>,
+                             avx512::run_angle<float>,
+                             avx512::run_angle<double>,
                              avx512::exponential_of,
                              avx512::log_ratio_of};
 

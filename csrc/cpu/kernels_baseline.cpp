@@ -15,6 +15,8 @@ const Kernels baseline_kernels{0,
                                "baseline",
                                baseline::run<float>,
                                baseline::run<double>,
+                               baseline::run_angle<float>,
+                               baseline::run_angle<double>,
                                baseline::exponential_of,
                                baseline::log_ratio_of};
 
