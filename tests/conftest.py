@@ -23,8 +23,6 @@ IMPLEMENTATIONS: dict[str, dict[str, str]] = {
     "factored": {"backend": "torch", "algorithm": "factored"},
     "cpp-dense": {"backend": "cpp", "algorithm": "dense"},
     "cpp-tiled": {"backend": "cpp", "algorithm": "tiled"},
-    "triton-dense": {"backend": "triton", "algorithm": "dense"},
-    "triton-tiled": {"backend": "triton", "algorithm": "tiled"},
 }
 _COUNT = "count: "
 
@@ -44,10 +42,20 @@ def why_unusable(name: str) -> str | None:
 @pytest.fixture(params=list(IMPLEMENTATIONS))
 def implementation(request: pytest.FixtureRequest) -> dict[str, str]:
     """The `backend` and `algorithm` arguments of every implementation, skipping unusable ones."""
-    reason = why_unusable(request.param)
+    return _usable(request.param)
+
+
+@pytest.fixture(params=[name for name in IMPLEMENTATIONS if name != "reference"])
+def fused(request: pytest.FixtureRequest) -> dict[str, str]:
+    """The same without the reference, which the others are compared with."""
+    return _usable(request.param)
+
+
+def _usable(name: str) -> dict[str, str]:
+    reason = why_unusable(name)
     if reason is not None:
         pytest.skip(reason)
-    return IMPLEMENTATIONS[request.param]
+    return IMPLEMENTATIONS[name]
 
 
 @pytest.fixture(autouse=True)

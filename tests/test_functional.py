@@ -55,7 +55,7 @@ MAPS = torch.randn(2, 3, 4, 5)
         (ValueError, "backend='reference' is dense", lambda: _reference("factored")),
         (RuntimeError, "triton.*not usable here", lambda: _loss(X, X, backend="triton")),
         (NotImplementedError, "process_group", lambda: _loss(X, X, process_group=object())),
-        (TypeError, "unknown option 'normalisation'; valid options", lambda: affkd.AffinityLoss(normalisation="row_l2")),
+        (TypeError, "unknown option 'weigth'; valid options: reduction", lambda: _loss_of(weigth=2.0)),
     ],
 )  # fmt: skip
 def test_errors_name_the_argument_and_what_is_valid(error: Any, match: str, call: Any) -> None:
@@ -65,6 +65,10 @@ def test_errors_name_the_argument_and_what_is_valid(error: Any, match: str, call
 
 def _loss(*args: Any, **options: Any) -> torch.Tensor:
     return affkd.affinity_loss(*args, **options)
+
+
+def _loss_of(**options: Any) -> affkd.AffinityLoss:
+    return affkd.AffinityLoss("gram", "row_l2", "mse", **options)
 
 
 def _keys(**options: Any) -> torch.Tensor:

@@ -17,13 +17,6 @@ from affkd_kernels.kernels import factored
 from affkd_kernels.spec import make_spec
 
 
-@pytest.fixture
-def fused(implementation: dict[str, str]) -> dict[str, str]:
-    if implementation["backend"] == "reference":
-        pytest.skip("the reference is what the others are compared with")
-    return implementation
-
-
 def computes(fused: dict[str, str], triple: Triple, inputs: Inputs) -> bool:
     """Whether the implementation covers the call: the factored form exists for some triples."""
     if fused["algorithm"] != "factored":
