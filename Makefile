@@ -8,9 +8,11 @@ BIN := $(VENV)/bin
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 # what an editable install is made of: a change here, and only here, installs again
 SOURCES := pyproject.toml $(wildcard setup.py MANIFEST.in) $(shell find csrc -type f 2>/dev/null)
+# beside, never over, the library that is installed
+SANITIZED := build/sanitize/affkd_kernels/_cpu.abi3.so
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test lint type format wheel bench clean
+.PHONY: help venv demo test sanitize lint type format wheel bench clean
 
 help: ## list the targets
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -22,6 +24,18 @@ demo: $(VENV)/.stamp-demo ## train a teacher and tiny students on 5,000 MNIST im
 
 test: $(VENV)/.stamp-test ## the whole test suite
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) tests
+
+# no capturing: the report must come out although the process that makes it dies of it
+sanitize: $(SANITIZED) ## the tests of the C++ kernels under AddressSanitizer and UBSan
+	LD_PRELOAD="$(foreach name,asan ubsan,$(shell $(CXX) -print-file-name=lib$(name).so))" \
+	ASAN_OPTIONS=detect_leaks=0:halt_on_error=1:max_malloc_fill_size=1073741824:malloc_fill_byte=255 \
+	UBSAN_OPTIONS=print_stacktrace=1 OMP_NUM_THREADS=2 AFFKD_CPU_LIBRARY=$(CURDIR)/$(SANITIZED) \
+	$(BIN)/python -m pytest --capture=no -m "not slow" -k "cpu or cpp or angle" \
+		tests/test_fused.py tests/test_angle.py $(wildcard tests/test_cpu_*.py)
+
+$(SANITIZED): $(SOURCES) | $(VENV)/.stamp-test
+	AFFKD_SANITIZE=1 AFFKD_BUILD_CPU=1 $(BIN)/python setup.py --quiet build_ext \
+		--build-lib build/sanitize --build-temp build/sanitize/objects
 
 lint: $(VENV)/.stamp-test ## ruff: rules and formatting
 	$(BIN)/ruff check .

@@ -102,8 +102,11 @@ Tensor empty(const Tensor& like, const std::vector<int64_t>& sizes) {
 
 Tensor zeros(const Tensor& like, const std::vector<int64_t>& sizes) {
   Tensor tensor = empty(like, sizes);
-  std::memset(tensor.mutable_data_ptr(), 0,
-              static_cast<size_t>(tensor.numel()) * tensor.element_size());
+  // the pointer of an empty tensor is null, which memset must not get even for no bytes
+  if (tensor.numel() > 0) {
+    std::memset(tensor.mutable_data_ptr(), 0,
+                static_cast<size_t>(tensor.numel()) * tensor.element_size());
+  }
   return tensor;
 }
 
