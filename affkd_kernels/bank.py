@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
@@ -19,8 +21,9 @@ class FeatureBank(nn.Module):
     `push(x); keys()` and `keys(x)` begin with the same rows. Nothing is random, and any batch size
     goes with any bank size: of a batch larger than the bank the first `size` rows stay.
 
-    The queues are buffers, so `.to(device)` moves them, but they are not persistent: a
-    `state_dict()` holds none of them. On several ranks every rank has a bank of its own.
+    `.to(device)` moves the queues, but they are no buffers: a `state_dict()` holds none of them,
+    and `DistributedDataParallel` does not copy those of rank 0 over the others. On several ranks
+    every rank has a bank of its own, filled with what it pushes itself.
 
     Args:
         size: rows a queue holds.
@@ -60,9 +63,7 @@ class FeatureBank(nn.Module):
         # the queue grows towards lower addresses: the newest row is always at _head, so the keys
         # are at most two slices, newest first, and one slice (no copy) until it is full
         self._head = size
-        for index, dim in enumerate(dims):
-            queue = torch.zeros(size, dim, dtype=dtype, device=device)
-            self.register_buffer(f"queue{index}", queue, persistent=False)
+        self._queues = [torch.zeros(size, dim, dtype=dtype, device=device) for dim in dims]
 
     def __len__(self) -> int:
         """The rows held now, at most `size`."""
@@ -91,7 +92,7 @@ class FeatureBank(nn.Module):
         self._check(embeddings)
         rows = min(embeddings[0].shape[0], self.size)
         wrapped = max(rows - self._head, 0)
-        for queue, batch in zip(self._queues(), embeddings, strict=True):
+        for queue, batch in zip(self._queues, embeddings, strict=True):
             # what does not fit below the head goes to the end of the queue, the newest rows first
             queue[self.size - wrapped :] = batch[:wrapped]
             queue[self._head - (rows - wrapped) : self._head] = batch[wrapped:rows]
@@ -110,7 +111,7 @@ class FeatureBank(nn.Module):
         """
         if current:
             self._check(current)
-        keys = [self._rows(queue) for queue in self._queues()]
+        keys = [self._rows(queue) for queue in self._queues]
         if current:
             keys = [
                 torch.cat([batch.detach().to(rows.dtype), rows])
@@ -121,8 +122,11 @@ class FeatureBank(nn.Module):
     def extra_repr(self) -> str:
         return f"{self.size}, {', '.join(map(str, self.dims))}, filled={self._filled}"
 
-    def _queues(self) -> list[Tensor]:
-        return [self.get_buffer(f"queue{index}") for index in range(len(self.dims))]
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> FeatureBank:
+        # what `.to()`, `.half()` and their like call for parameters and buffers
+        super()._apply(fn, recurse)
+        self._queues = [fn(queue) for queue in self._queues]
+        return self
 
     def _rows(self, queue: Tensor) -> Tensor:
         end = self._head + self._filled
@@ -136,7 +140,7 @@ class FeatureBank(nn.Module):
                 f"embeddings must be {len(self.dims)} tensors, one for each queue, "
                 f"got {len(embeddings)}"
             )
-        for batch, queue in zip(embeddings, self._queues(), strict=True):
+        for batch, queue in zip(embeddings, self._queues, strict=True):
             if not isinstance(batch, Tensor) or not batch.is_floating_point():
                 kind = batch.dtype if isinstance(batch, Tensor) else type(batch).__name__
                 raise TypeError(f"embeddings must be floating-point tensors, got {kind}")

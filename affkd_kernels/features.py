@@ -41,6 +41,11 @@ class FeatureCapture(Mapping[str, Tensor]):
     through; create it before a compiled model's first call, which would not see later hooks.
     Copies and pickles of the model made meanwhile carry no working hook.
 
+    Activation checkpointing (`torch.utils.checkpoint`): a module inside a checkpointed part runs
+    again in the backward pass, so read its feature before `backward()`. With `use_reentrant=True`
+    its first run has no graph and the feature would teach nothing: that is an error; pass
+    `use_reentrant=False`, or tap a module outside.
+
     Args:
         model: the model, wrapped or not.
         taps: `{"name": "dotted.path"}` or `{"name": Tap(...)}`, or an iterable of paths, which then
@@ -49,7 +54,8 @@ class FeatureCapture(Mapping[str, Tensor]):
             captured one would overwrite it. `"auto"` copies where the model has such a layer;
             any other change in place is found when the feature is read, and raises.
         repeated: what a module called several times in one pass gives: `"raise"`, the `"first"` or
-            `"last"` feature, or `"all"`, a list. A pass begins when the model itself is called, or
+            `"last"` feature, or `"all"`, a `list[Tensor]` under every name (`MultiLoss` takes none:
+            choose or stack first). A pass begins when the model itself is called, or
             with `clear()`.
 
     Raises:
@@ -78,6 +84,7 @@ class FeatureCapture(Mapping[str, Tensor]):
         self._taps = _read_taps(taps)
         self._records: dict[str, list[tuple[Tensor, int]]] = {name: [] for name in self._taps}
         self._repeated = repeated
+        self._grad_at_begin = False
         self._clone = clone is True or (clone == "auto" and _works_in_place(root))
         modules = {name: find_module(root, tap.path) for name, tap in self._taps.items()}
         self._handles = [root.register_forward_pre_hook(_Hook(self._begin))]
@@ -96,6 +103,11 @@ class FeatureCapture(Mapping[str, Tensor]):
             close = _suggest(name, self._taps)
             raise KeyError(f"no feature {name!r} is captured; {close}")
         records, path = self._records[name], self._taps[name].path
+        if not records and not self._handles:
+            raise RuntimeError(
+                f"feature {name!r} is gone: the capture is closed; read features inside the `with` "
+                "block, or keep the capture and call remove() later"
+            )
         if not records:
             raise RuntimeError(
                 f"feature {name!r} is not there: no forward pass has gone through {path!r} since "
@@ -145,17 +157,36 @@ class FeatureCapture(Mapping[str, Tensor]):
 
     def _begin(self, module: nn.Module, inputs: tuple[Any, ...]) -> None:
         self.clear()
+        self._grad_at_begin = torch.is_grad_enabled()
 
     def _record(
         self, name: str, module: nn.Module, inputs: tuple[Any, ...], output: Any = None
     ) -> None:
         tap = self._taps[name]
-        value = output if tap.io == "output" else inputs[0] if inputs else None
+        if tap.io == "input" and not inputs:
+            raise ValueError(
+                f"taps[{name!r}]: {tap.path!r} was called with keyword arguments only, and "
+                "io='input' takes the first positional one; pass it by position, or tap the "
+                "output of the module before it"
+            )
+        value = output if tap.io == "output" else inputs[0]
+        self._require_graph(name, module)
         feature = _select(name, tap, value)
         # neither a compiled graph nor an inference tensor has a counter to tell a change by
         if self._clone or torch.compiler.is_compiling() or feature.is_inference():
             feature = feature.clone()
         self._records[name].append((feature, _version(feature)))
+
+    def _require_graph(self, name: str, module: nn.Module) -> None:
+        """Refuse a module that trains, but runs without a graph in a pass that has one."""
+        if not self._grad_at_begin or torch.is_grad_enabled() or not module.training:
+            return
+        if any(parameter.requires_grad for parameter in module.parameters()):
+            raise RuntimeError(
+                f"feature {name!r}: {self._taps[name].path!r} is training but ran without a graph, "
+                "as a part under checkpoint(..., use_reentrant=True) does, so its feature would "
+                "teach nothing; pass use_reentrant=False, or put a frozen part in eval() mode"
+            )
 
 
 def unwrap(model: nn.Module) -> nn.Module:
@@ -171,13 +202,17 @@ def unwrap(model: nn.Module) -> nn.Module:
 
 
 def find_module(root: nn.Module, path: str) -> nn.Module:
-    """The submodule at `path`; prefixes that a wrapper put before it are ignored.
+    """The submodule at `path`; prefixes that a wrapper put before it, and compiled submodules'
+    own names on the way to it, are ignored.
 
     Raises:
         ValueError: there is none; the message lists the closest paths.
     """
     modules = dict(root.named_modules(remove_duplicate=False))
-    bare = path
+    # a compiled submodule keeps the module under another name: "0._orig_mod.1" is "0.1"
+    for name, module in tuple(modules.items()):
+        modules.setdefault(name.replace("._orig_mod", ""), module)
+    bare = path.replace("._orig_mod", "")
     while bare not in modules and bare.startswith(WRAPPER_PREFIXES):
         bare = bare.split(".", 1)[1]
     if bare not in modules:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import difflib
+import math
+import numbers
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -36,7 +38,8 @@ class MultiLoss(nn.Module):
         terms: `{"name": Term(...)}`, or plain tuples in `Term`'s order.
 
     Raises:
-        TypeError, ValueError: an entry that is no term, or a name that holds a dot.
+        TypeError, ValueError: an entry that is no term, a name that holds a dot, or a weight that
+            is no finite number.
 
     Example::
 
@@ -73,6 +76,7 @@ class MultiLoss(nn.Module):
             detached and still on its device: nothing here waits for the device.
 
         Raises:
+            TypeError: a feature that is no tensor.
             ValueError: a feature that is missing, options for an unknown term, or a term that is
                 not a scalar.
         """
@@ -136,6 +140,10 @@ def _read_term(name: str, term: Any) -> Term:
         raise TypeError(
             f"terms[{name!r}]: loss must be a torch.nn.Module, got {type(term.loss).__name__}"
         )
+    if isinstance(term.weight, bool) or not isinstance(term.weight, numbers.Real):
+        raise TypeError(f"terms[{name!r}]: weight must be a number, got {term.weight!r}")
+    if not math.isfinite(term.weight):
+        raise ValueError(f"terms[{name!r}]: weight must be finite, got {term.weight}")
     return term
 
 
@@ -144,7 +152,13 @@ def _feature(side: str, term: str, name: str, features: Mapping[str, Tensor]) ->
         raise ValueError(
             f"{side} has no feature {name!r}, which term {term!r} takes; {_known(name, features)}"
         )
-    return features[name]
+    feature = features[name]
+    if not isinstance(feature, Tensor):
+        raise TypeError(
+            f"{side}'s feature {name!r}, which term {term!r} takes, must be a tensor, got a "
+            f"{type(feature).__name__}; a FeatureCapture with repeated='all' gives lists"
+        )
+    return feature
 
 
 def _known(name: str, names: Mapping[str, Any]) -> str:

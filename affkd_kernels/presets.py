@@ -65,7 +65,8 @@ def preset(name: str, **overrides: Any) -> _Loss:
         name: one of `list_presets()`.
         overrides: options of `AffinityLoss` (`weight`, `reduction`, `items`, `backend`, ...),
             options of the preset's components (`gamma`, `tau`, `beta`, ...), or whole components
-            (`normalization="row_l1"`).
+            (`normalization="row_l1"`). `weight` replaces the preset's own, which is 1 except for
+            `cka` (0.5, which makes the formula 1 - CKA).
 
     Raises:
         ValueError: an unknown name, an invalid value, or an option that two components have.
@@ -76,6 +77,11 @@ def preset(name: str, **overrides: Any) -> _Loss:
         criterion = affkd.preset("sp", reduction="batchmean", weight=46.875)
     """
     entry = describe(name)
+    if name == "nst" and "items" in overrides:
+        raise TypeError(
+            "preset 'nst' has no option 'items': its items are pixels, because it divides each "
+            "channel map by its norm; for other items take AffinityLoss(\"gram(scale='1/D')\")"
+        )
     if entry.triple is None:
         _check_known(name, overrides, list(inspect.signature(RKDAngleLoss).parameters))
         return RKDAngleLoss(**{**entry.options, **overrides})
@@ -104,10 +110,13 @@ def describe(name: str) -> Preset:
     """What a preset computes, where it comes from, its weight and how to call it; print it.
 
     Raises:
+        TypeError: a name that is no string.
         ValueError: an unknown name; the message lists the valid ones.
     """
+    if not isinstance(name, str):
+        raise TypeError(f"name must be a string such as 'sp', got {name!r}")
     if name not in PRESETS:
-        close = difflib.get_close_matches(str(name), PRESETS, n=1)
+        close = difflib.get_close_matches(name, PRESETS, n=1)
         hint = f" (did you mean {close[0]!r}?)" if close else ""
         raise ValueError(f"unknown preset {name!r}{hint}; valid names: {', '.join(PRESETS)}")
     return PRESETS[name]

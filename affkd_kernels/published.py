@@ -7,7 +7,8 @@ samples, L tokens or pixels, C channels.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
+from types import MappingProxyType
 from typing import Any
 
 _SAMPLES = "features [B, ...] of the same samples; what follows dim 0 is flattened"
@@ -42,6 +43,15 @@ class Preset:
     published_batch: int | None = None
     weight_note: str = ""
     traps: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        # `describe` hands out the entry itself: writing to it would change every later `preset`
+        object.__setattr__(self, "options", MappingProxyType(dict(self.options)))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        values = {entry.name: getattr(self, entry.name) for entry in fields(self)}
+        # a mapping proxy can be neither pickled nor copied
+        return Preset, tuple({**values, "options": dict(self.options)}.values())
 
     @property
     def batch_free_weight(self) -> float | None:
@@ -172,7 +182,8 @@ _TABLE = (
         triple=("gram", "frobenius(center=True)", "mse"),
         options={"reduction": "matrixmean", "weight": 0.5},
         published_weight=0.5,
-        weight_note="1 on 1 - CKA; weight=0.5 is what makes the formula equal it",
+        weight_note="1 on 1 - CKA; weight=0.5, the preset's own, makes the formula equal it, and "
+        "another weight replaces it",
         traps=(
             "CKA of independent features is well above 0 in a small batch (about 0.2 at B = 32)",
             "some code leaves the centering out, and some returns -CKA",

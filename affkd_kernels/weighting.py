@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import numbers
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -43,16 +45,22 @@ def suggest_weight(
 
         weight = suggest_weight(sp(features, teacher), cross_entropy, at=features, share=0.5)
     """
-    if isinstance(share, bool) or not isinstance(share, (int, float)):
-        raise TypeError(f"share must be a positive number, got {type(share).__name__}")
-    if not (math.isfinite(share) and share > 0):
-        raise ValueError(f"share must be a positive number, got {share}")
+    share = _checked_share(share)
     tensors = [at] if isinstance(at, Tensor) else list(at)
     tensors = [tensor for tensor in tensors if tensor.requires_grad]
     if not tensors:
         raise ValueError("at must hold a tensor that requires grad, got none")
     main = _gradient_norm("main_loss", main_loss, tensors)
     return share * main / _gradient_norm("term_loss", term_loss, tensors)
+
+
+def _checked_share(share: Any) -> float:
+    if isinstance(share, bool) or not isinstance(share, numbers.Real):
+        raise TypeError(f"share must be a positive number, got {type(share).__name__}")
+    value = float(share)
+    if not (math.isfinite(value) and value > 0):
+        raise ValueError(f"share must be a positive number, got {share}")
+    return value
 
 
 def _gradient_norm(name: str, loss: Tensor, at: list[Tensor]) -> float:

@@ -8,6 +8,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import nn
 
 from affkd_kernels.bank import FeatureBank
 
@@ -44,7 +45,7 @@ def test_one_queue_gives_a_tensor_and_no_copy_until_it_wraps() -> None:
     bank = FeatureBank(4, 2)
     assert bank.keys().shape == (0, 2)
     bank.push(batch_of(4, 2, 0))
-    assert bank.keys().data_ptr() == bank.queue0.data_ptr()
+    assert bank.keys().data_ptr() == bank._queues[0].data_ptr()
     bank.push(batch_of(1, 2, 9))
     assert bank.keys()[:, 0].tolist() == [9, 0, 1, 2]
 
@@ -111,3 +112,14 @@ def test_bad_batches_name_what_came(embeddings: tuple, error: type, message: str
     with pytest.raises(error, match=message):
         bank.keys(*embeddings)
     assert len(bank) == 0
+
+
+def test_the_queues_are_no_buffers_and_follow_the_module_all_the_same() -> None:
+    model = nn.ModuleDict({"bank": FeatureBank(4, 2)})
+    model["bank"].push(batch_of(3, 2, 1))
+    # DistributedDataParallel copies the buffers of rank 0 over those of the others
+    assert not list(model.buffers())
+    model.half()
+    assert model["bank"].keys().dtype == torch.float16
+    assert model["bank"].keys()[:, 0].tolist() == [1, 2, 3]
+    assert model.to("meta")["bank"].keys().device.type == "meta"

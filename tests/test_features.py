@@ -9,8 +9,9 @@ from collections.abc import Callable
 import pytest
 import torch
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
-from affkd_kernels.features import FeatureCapture, Tap, _ignore, unwrap
+from affkd_kernels.features import FeatureCapture, Tap, _ignore, find_module, unwrap
 
 
 class Block(nn.Module):
@@ -201,7 +202,7 @@ def test_removal_leaves_the_model_as_it_was(x: torch.Tensor) -> None:
     torch.testing.assert_close(reload(model)(x), copy.deepcopy(model)(x))
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
     model(x)
-    with pytest.raises(RuntimeError, match="no forward pass has gone through 'layer'"):
+    with pytest.raises(RuntimeError, match="'layer' is gone: the capture is closed"):
         capture["layer"]
 
 
@@ -256,3 +257,70 @@ def test_bad_index(x: torch.Tensor, tap: Tap, error: type, message: str) -> None
 def test_unknown_name_suggests(x: torch.Tensor) -> None:
     with FeatureCapture(Block(), ["layer"]) as features, pytest.raises(KeyError, match="layer"):
         features["layers"]
+
+
+def test_reading_after_the_with_says_that_it_is_too_late(x: torch.Tensor) -> None:
+    model = Block()
+    with FeatureCapture(model, ["layer"]) as features:
+        with pytest.raises(RuntimeError, match="no forward pass has gone through 'layer'"):
+            features["layer"]
+        model(x)
+    with pytest.raises(RuntimeError, match="the capture is closed; read features inside"):
+        features["layer"]
+
+
+def test_an_input_given_by_keyword_is_told_as_such(x: torch.Tensor) -> None:
+    model = nn.Sequential(nn.Linear(4, 4))
+    model.forward = lambda x: model[0](input=x)  # type: ignore[method-assign]
+    with (
+        FeatureCapture(model, {"z": Tap("0", io="input")}),
+        pytest.raises(ValueError, match=r"taps\['z'\]: '0' was called with keyword arguments only"),
+    ):
+        model(x)
+
+
+def test_a_compiled_part_on_the_way_is_looked_through(x: torch.Tensor) -> None:
+    model = nn.Sequential(nn.Sequential(nn.Linear(4, 4), nn.ReLU()), nn.Linear(4, 2))
+    inner = model[0][0]
+    model[0] = torch.compile(model[0], backend="eager")
+    for path in ("0.0", "0._orig_mod.0"):
+        with FeatureCapture(model, {"f": path}) as features:
+            model(x)
+            torch.testing.assert_close(features["f"], inner(x))
+    assert find_module(model, "0") is model[0]
+
+
+class Checkpointed(nn.Module):
+    def __init__(self, reentrant: bool) -> None:
+        super().__init__()
+        self.body = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
+        self.reentrant = reentrant
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return checkpoint(self.body, x, use_reentrant=self.reentrant)
+
+
+def test_a_feature_without_a_graph_in_a_part_that_trains_is_an_error(x: torch.Tensor) -> None:
+    model = Checkpointed(reentrant=True)
+    with (
+        FeatureCapture(model, ["body.0"]),
+        pytest.raises(RuntimeError, match="'body.0' is training but ran without a graph"),
+    ):
+        model(x.requires_grad_())
+
+
+@pytest.mark.parametrize("freeze", [nn.Module.eval, lambda m: m.requires_grad_(False)])
+def test_a_frozen_part_may_run_without_a_graph(x: torch.Tensor, freeze) -> None:
+    model = Checkpointed(reentrant=True)
+    freeze(model.body)
+    with FeatureCapture(model, ["body.0"]) as features:
+        model(x.requires_grad_())
+        assert not features["body.0"].requires_grad
+
+
+def test_checkpointing_without_reentry_keeps_the_graph(x: torch.Tensor) -> None:
+    model = Checkpointed(reentrant=False)
+    with FeatureCapture(model, ["body.0"]) as features:
+        model(x)
+        features["body.0"].sum().backward()
+    assert model.body[0].weight.grad is not None

@@ -114,3 +114,19 @@ def test_bad_calls_name_the_term_and_the_feature(features) -> None:
         MultiLoss({"a": (nn.MSELoss(), "map", "map")})(student, teacher, {"b": {}})
     with pytest.raises(ValueError, match=r"term 'a' must return a scalar, got shape \[4, 3\]"):
         MultiLoss({"a": (nn.MSELoss(reduction="none"), "map", "map")})(student, teacher)
+
+
+@pytest.mark.parametrize(
+    ("weight", "error"),
+    [("3", TypeError), (True, TypeError), (None, TypeError), (float("nan"), ValueError)],
+)
+def test_a_weight_that_is_no_finite_number_is_refused(weight, error) -> None:
+    with pytest.raises(error, match=r"terms\['a'\]: weight must be"):
+        MultiLoss({"a": (Offset(), "map", "map", weight)})
+
+
+def test_a_list_of_features_is_refused_with_where_it_comes_from(features) -> None:
+    student, teacher = features
+    losses = MultiLoss({"a": (Offset(), "map", "map")})
+    with pytest.raises(TypeError, match="student's feature 'map'.*got a list.*repeated='all'"):
+        losses({"map": [student["map"]]}, teacher)

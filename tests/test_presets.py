@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+import dataclasses
+import pickle
 import re
 from pathlib import Path
 
@@ -354,3 +357,23 @@ def test_the_examples_of_the_page_run(capsys: pytest.CaptureFixture) -> None:
     for example in examples:
         exec(compile(example, "docs/presets.md", "exec"), namespace)
     assert capsys.readouterr().out.startswith("sp: Tung & Mori")
+
+
+def test_the_entry_that_describe_hands_out_cannot_be_written_to() -> None:
+    entry = describe("sp")
+    with pytest.raises(TypeError):
+        entry.options["reduction"] = "sum"  # type: ignore[index]
+    for twin in (copy.deepcopy(entry), pickle.loads(pickle.dumps(entry))):
+        assert twin == entry and twin is not entry
+    assert dataclasses.replace(entry, name="other").options == entry.options
+
+
+@pytest.mark.parametrize("name", [["sp"], None, 3])
+def test_a_name_that_is_no_string_is_refused(name) -> None:
+    with pytest.raises(TypeError, match="name must be a string such as 'sp'"):
+        describe(name)
+
+
+def test_nst_is_about_pixels_alone() -> None:
+    with pytest.raises(TypeError, match="'nst' has no option 'items'"):
+        preset("nst", items="tokens")

@@ -16,7 +16,8 @@ import yaml
 
 import affkd_kernels.trainer.doctor
 from affkd_kernels.presets import list_presets
-from affkd_kernels.trainer.cli import build_parser, main
+from affkd_kernels.trainer.cli import main
+from affkd_kernels.trainer.commands import build_parser
 from affkd_kernels.trainer.methods import COLUMNS, METHODS
 from affkd_kernels.trainer.models import build_model
 from affkd_kernels.trainer.report import read_results
@@ -65,7 +66,7 @@ def test_weight_and_options_reach_the_loss(tmp_path):
 def test_a_configuration_of_a_run_is_a_recipe_for_it(tmp_path, capsys):
     assert train(tmp_path / "run", "--loss.preset", "cka") == 0
     again = ["train", "-c", str(tmp_path / "run/config.yaml")]
-    assert main(again) == 1
+    assert main(again) == 2
     assert "--resume auto" in capsys.readouterr().err
     assert main([*again, "--resume", "auto"]) == 0
 
@@ -88,15 +89,82 @@ def test_recipes_run(tmp_path, recipe):
         (["--teacher.checkpoint", "no/such.pt", "--loss.preset", "sp"], "must be a file"),
         (["--teacher.model", "resnet", "--loss.preset", "sp"], "valid are cnn_student"),
         (["--optimizer.epochs", "0"], "epochs must be at least 1, got 0"),
+        (["--optimizer.lr", "-1"], "lr must be at least 0, got -1.0"),
+        (["--optimizer.warmup", "5"], "warmup must be a fraction"),
+        (["--supervision.temperature", "0"], "temperature must be positive, got 0.0"),
+        (["--data.limit", "3"], "limit must be at least 5, got 3"),
+        (["--seed", "99999999999999999999999"], "seed must be from 0 to 2**63 - 1"),
+        (["--loss.preset", "nst"], "must have shape [N, C, H, W]"),
+        (["--terms", "{kd: {preset: sp}}"], "cannot be named 'kd'"),
+        (["--import", "no_such_module"], "imports: 'no_such_module' cannot be imported"),
         (["--data.labels_per_class", "-1"], "labels_per_class must be at least 0, got -1"),
     ],
 )  # fmt: skip
 def test_mistakes_are_told_in_one_line(tmp_path, capsys, arguments, message):
-    assert train(tmp_path / "run", *arguments) == 1
+    assert train(tmp_path / "run", *arguments) == 2
     error = capsys.readouterr().err
-    assert message in error and error.startswith("affkd train:") and error.count("\n") == 1
+    assert message in error and error.startswith("error: ") and error.count("\n") == 1
     # the corrected command must not find the folder taken
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("content", [b"", b"hello", None])
+def test_a_file_that_is_no_teacher_is_told_in_one_line(tmp_path, capsys, content):
+    checkpoint = tmp_path / "teacher.pt"
+    torch.save({"conv.weight": torch.ones(2)}, checkpoint)
+    if content is not None:
+        checkpoint.write_bytes(content)
+    arguments = ["--loss.preset", "sp", "--teacher.checkpoint", str(checkpoint)]
+    assert train(tmp_path / "run", *arguments) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"error: {checkpoint}: not a checkpoint") and error.count("\n") == 1
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_missing_data_package_has_an_exit_code_of_its_own(tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "sklearn", None)
+    assert train(tmp_path / "run") == 3
+    assert "affkd-kernels[demo]" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("missing", ["jsonargparse", "rich"])
+def test_a_plain_install_is_told_which_extra_it_lacks(missing):
+    code = (
+        f"import sys; sys.modules[{missing!r}] = None\n"
+        "from affkd_kernels.trainer.cli import main; sys.exit(main(['list']))"
+    )
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert found.returncode == 2 and found.stderr.count("\n") == 1
+    assert f"package '{missing}'" in found.stderr and "affkd-kernels[train]" in found.stderr
+
+
+MODULE = """
+import dataclasses
+import torch
+import affkd_kernels as affkd
+
+@affkd.register_affinity
+@dataclasses.dataclass(frozen=True)
+class Manhattan(affkd.Affinity):
+    name = "manhattan_of_{how}"
+
+    def matrix(self, queries, keys):
+        return torch.exp(-torch.cdist(queries, keys, p=1))
+"""
+
+
+@pytest.mark.parametrize("how", ["flag", "recipe"])
+def test_a_module_of_ones_own_is_imported_from_the_current_folder(tmp_path, monkeypatch, how):
+    (tmp_path / f"own_{how}.py").write_text(MODULE.format(how=how))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    given = ["--import", f"own_{how}"]
+    if how == "recipe":
+        (tmp_path / "recipe.yaml").write_text("imports: [own_recipe]\n")
+        given = ["-c", "recipe.yaml"]
+    name = f"manhattan_of_{how}"
+    assert main(["train", *given, *QUICK, "--out", "run", "--loss.affinity", name]) == 0
+    assert yaml.safe_load((tmp_path / "run/config.yaml").read_text())["imports"] == [f"own_{how}"]
 
 
 def test_unknown_flags_are_refused(capsys):
@@ -112,7 +180,7 @@ def test_list_and_describe_know_every_preset(capsys):
         assert f" {name} " in listed
         assert main(["describe", name]) == 0
         assert name in capsys.readouterr().out
-    assert main(["describe", "no_such"]) == 1
+    assert main(["describe", "no_such"]) == 2
 
 
 def test_doctor_checks_the_backends_and_finds_a_wrong_one(capsys, monkeypatch):
@@ -146,7 +214,23 @@ def test_demo_writes_a_table_of_every_method(tmp_path):
     for column in COLUMNS:
         assert f"{column.setting}: {column.title}" in report
     assert (out / "plot.png").stat().st_size > 10_000
-    assert main(demo_arguments(out)) == 1
+    assert main(demo_arguments(out)) == 2
+
+
+def test_a_demo_without_matplotlib_keeps_its_report(tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    out = tmp_path / "demo"
+    assert main([*demo_arguments(out), "--seeds", "1"]) == 0
+    assert "no plot: it needs matplotlib" in capsys.readouterr().out
+    report = (out / "report.md").read_text()
+    assert "| CE |" in report and "plot.png" not in report and "first 100 training" in report
+
+
+def test_a_demo_of_no_seeds_is_refused(tmp_path, capsys):
+    assert main([*demo_arguments(tmp_path / "demo"), "--seeds", "0"]) == 2
+    assert "seeds must be at least 1" in capsys.readouterr().err
+    assert not (tmp_path / "demo").exists()
 
 
 def test_a_row_of_the_demo_is_reproduced_by_its_configuration(tmp_path):

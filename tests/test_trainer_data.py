@@ -59,6 +59,37 @@ def test_labeled_rows_are_balanced_and_change_with_the_seed():
     assert torch.equal(labeled_rows(labels, None, seed=0), torch.arange(300))
 
 
+@pytest.mark.parametrize("seed", range(3))
+def test_the_kept_labels_are_not_the_first_images_of_the_first_epoch(seed):
+    labels = torch.arange(10).repeat(200)
+    kept = labeled_rows(labels, 10, seed)
+    order = BatchOrder(len(labels), kept, DataConfig(batch_size=200), seed)
+    first = next(order.epoch()).rows
+    # 100 kept of 2,000, so 10 of 200 by chance, with a standard deviation of 2.9
+    assert torch.isin(first, kept).sum() < 25
+
+
+def test_a_data_set_says_which_images_it_trains_on_and_how_they_were_standardized():
+    data = load_data(DataConfig("digits", split_seed=3, limit=100))
+    asked = {"name": "digits", "split_seed": 3, "limit": 100}
+    assert asked.items() <= data.identity.items()
+    raw = load_data(DataConfig("digits", split_seed=3)).identity
+    assert data.identity["mean"] != raw["mean"]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"limit": 3}, "limit must be at least 5, got 3"),
+        ({"split_seed": -1}, "split_seed must be from 0"),
+        ({"split_seed": 10**30}, "split_seed must be from 0"),
+    ],
+)
+def test_options_that_cannot_work_are_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        DataConfig("digits", **options)
+
+
 def test_an_epoch_holds_every_row_once():
     order = BatchOrder(53, torch.arange(53), DataConfig(batch_size=8), seed=0)
     first, second = (torch.cat([b.rows for b in order.epoch()]) for _ in range(2))

@@ -22,10 +22,15 @@ from affkd_kernels.trainer.config import (
     TrainConfig,
 )
 from affkd_kernels.trainer.data import load_data
+from affkd_kernels.trainer.errors import FileContentError
 from affkd_kernels.trainer.loop import Run, build_objective, run
-from affkd_kernels.trainer.models import MODELS
-from affkd_kernels.trainer.objective import NonFiniteLossError, Objective, Outputs
+from affkd_kernels.trainer.models import MODELS, build_model
+from affkd_kernels.trainer.networks import Teacher
+from affkd_kernels.trainer.objective import NonFiniteLossError, Objective, Outputs, build_term
+from affkd_kernels.trainer.rehearsal import gradient_shares, rehearse
+from affkd_kernels.trainer.report import progress_line
 from affkd_kernels.trainer.run_folder import RunFolder, load_checkpoint
+from affkd_kernels.trainer.step import batch_order, initial_student
 
 TERM = TermConfig(affinity="cosine", normalization="frobenius", options={"reduction": "matrixmean"})
 
@@ -75,6 +80,7 @@ def test_a_run_leaves_its_records_and_trains_its_teacher_first(tmp_path):
     seen = []
     summary = run(small(tmp_path / "run"), observe=seen.append)
     assert {p.name for p in (tmp_path / "run").iterdir()} == {
+        ".lock",
         "config.yaml",
         "env.json",
         "metrics.jsonl",
@@ -85,7 +91,8 @@ def test_a_run_leaves_its_records_and_trains_its_teacher_first(tmp_path):
     }
     assert (tmp_path / "run/teacher/summary.json").exists()
     assert summary["steps"] == 4 and summary["last"]["epoch"] == 1
-    assert [bool(r.get("teacher")) for r in seen] == [True] * 5 + [False] * 5
+    assert [bool(r.get("teacher")) for r in seen] == [True] * 5 + [False] * 6
+    assert seen[5]["kind"] == "gradient_shares"
     terms = records(tmp_path / "run")[0]["terms"]
     assert terms.keys() == {"cross_entropy", "relation"}
 
@@ -222,6 +229,96 @@ def test_a_term_that_breaks_is_named_with_its_step(tmp_path):
     assert folder.summary() is None
 
 
+def test_weights_that_break_in_the_last_step_are_found_by_the_evaluation(tmp_path):
+    config = small(
+        tmp_path / "run",
+        data=DataConfig("digits", limit=64),
+        loss=TermConfig(),
+        optimizer=OptimizerConfig("sgd", lr=1e30, epochs=1),
+    )
+    with pytest.raises(NonFiniteLossError, match="in the evaluation after step 1: test_loss"):
+        run(config, observe=ignore)
+    assert records(tmp_path / "run")[-1]["kind"] == "non_finite"
+
+
+@pytest.mark.parametrize(
+    ("loss", "message"),
+    [
+        (TermConfig("sp", options={"reduction": "none"}), "must return a scalar"),
+        (TermConfig("nst"), r"must have shape \[N, C, H, W\]"),
+        (TermConfig("sp", student_feature="feature"), "close to it: features"),
+    ],
+)
+def test_a_mistake_is_told_before_the_teacher_is_trained(tmp_path, loss, message):
+    with pytest.raises(ValueError, match=message):
+        run(small(tmp_path / "run", loss=loss), observe=ignore)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_rehearsal_leaves_no_trace_in_the_random_numbers(tmp_path, monkeypatch):
+    monkeypatch.setitem(MODELS, "dropout", dropout_student)
+    config = small(tmp_path, student="dropout", loss=TermConfig())
+    before = torch.get_rng_state()
+    rehearse(config, load_data(config.data), build_objective(config))
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize("name", ["cross_entropy", "kd"])
+def test_a_term_cannot_take_the_name_of_a_supervised_one(tmp_path, name):
+    with pytest.raises(ValueError, match=f"cannot be named '{name}'"):
+        run(small(tmp_path / "run", terms={name: TERM}), observe=ignore)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("normalization", "reduction", "warns"),
+    [
+        ("frobenius", "mean", "matrixmean"),
+        ("frobenius", "batchmean", "matrixmean"),
+        ("frobenius", "matrixmean", None),
+        ("row_l2", "mean", "batchmean"),
+        ("row_l2", "batchmean", None),
+        ("none", "mean", None),
+    ],
+)
+def test_a_term_that_vanishes_is_told_with_the_reduction_that_does_not(
+    tmp_path, normalization, reduction, warns
+):
+    term = TermConfig(None, "cosine", normalization, options={"reduction": reduction})
+    seen = []
+    run(small(tmp_path / "run", loss=term), observe=seen.append)
+    (record,) = (r for r in seen if r["kind"] == "gradient_shares")
+    assert record["shares"].keys() == {"cross_entropy", "relation"}
+    assert sum(record["shares"].values()) == pytest.approx(1)
+    assert len(record["warnings"]) == (warns is not None)
+    if warns:
+        assert f"reduction: {warns}" in record["warnings"][0]
+        assert record["shares"]["relation"] < 0.01
+        assert record["warnings"][0] in progress_line(record)
+
+
+def test_gradient_shares_are_those_of_the_gradients(tmp_path):
+    config = small(tmp_path, supervision=SupervisionConfig(cross_entropy=0.5))
+    data = load_data(config.data)
+    teacher_model = build_model("cnn_teacher", 1, 10, 1)
+    shares = gradient_shares(config, data, Teacher(teacher_model, ["features"], data.train_images))
+    student = initial_student(config, data)
+    batch = next(batch_order(config, data).epoch())
+    features = student.features(data.train_images[batch.rows])
+    labels = data.train_labels[batch.rows]
+    cross_entropy = 0.5 * torch.nn.functional.cross_entropy(student.head(features), labels)
+    target = teacher_model.features(data.train_images[batch.rows])
+    relation = build_term("relation", TERM)(features, target)
+    norms = []
+    for loss in (cross_entropy, relation):
+        gradients = torch.autograd.grad(
+            loss, student.parameters(), retain_graph=True, allow_unused=True
+        )
+        norms.append(sum(g.square().sum() for g in gradients if g is not None).sqrt().item())
+    expected = {"cross_entropy": norms[0] / sum(norms), "relation": norms[1] / sum(norms)}
+    assert shares["shares"] == pytest.approx(expected, rel=1e-4)
+
+
 def test_without_labels_only_the_relation_is_trained(tmp_path):
     config = small(tmp_path / "run", data=DataConfig("digits", limit=200, labels_per_class=0))
     run(config, observe=ignore)
@@ -242,9 +339,14 @@ def test_a_teacher_checkpoint_is_used_as_it_is_and_its_model_checked(tmp_path):
     run(config, observe=ignore)
     assert not (tmp_path / "second/teacher").exists()
     assert records(tmp_path / "first") == records(tmp_path / "second")
+    for data in (DataConfig("digits", limit=200, split_seed=7), DataConfig("digits", limit=100)):
+        with pytest.raises(ValueError, match=r"last\.pt: this teacher was trained on other data"):
+            run(replace(config, out=str(tmp_path / "third"), data=data), observe=ignore)
     wrong = TeacherConfig("cnn_student", checkpoint=checkpoint)
     with pytest.raises(ValueError, match="holds a 'cnn_teacher'"):
         run(small(tmp_path / "third", teacher=wrong), observe=ignore)
+    # nothing was trained, so nothing is in the way of the corrected command
+    assert not (tmp_path / "third").exists()
 
 
 def test_a_cached_teacher_answers_as_the_network_does(tmp_path):
@@ -272,3 +374,14 @@ def test_a_term_is_checked_before_anything_is_written(tmp_path):
     with pytest.raises(ValueError):
         run(small(tmp_path / "run", loss=TermConfig(affinity="gam")), observe=ignore)
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("damage", ["weights", "order"])
+def test_a_checkpoint_of_another_network_is_named_on_resume(tmp_path, damage):
+    config = small(tmp_path / "run", loss=TermConfig())
+    run(config, observe=ignore)
+    (tmp_path / "run/summary.json").unlink()
+    state = torch.load(tmp_path / "run/last.pt", weights_only=True)
+    torch.save({**state, damage: {"other": torch.ones(1)}}, tmp_path / "run/last.pt")
+    with pytest.raises(FileContentError, match=r"last\.pt: not a checkpoint of this run"):
+        run(config, resume=True, observe=ignore)

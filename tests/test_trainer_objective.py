@@ -8,17 +8,29 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from affkd_kernels.trainer.config import OptimizerConfig, SupervisionConfig
+from affkd_kernels.trainer.balance import balanced_terms
+from affkd_kernels.trainer.config import (
+    FEATURES,
+    DataConfig,
+    OptimizerConfig,
+    SupervisionConfig,
+    TermConfig,
+    TrainConfig,
+)
+from affkd_kernels.trainer.data import load_data
 from affkd_kernels.trainer.evaluate import neighbor_accuracy
 from affkd_kernels.trainer.models import MODELS, build_model
+from affkd_kernels.trainer.networks import Teacher
 from affkd_kernels.trainer.objective import (
     NonFiniteLossError,
     Objective,
     Outputs,
+    build_term,
     distillation,
     require_finite,
 )
 from affkd_kernels.trainer.optimizer import build_optimizer, learning_rate
+from affkd_kernels.trainer.step import batch_order, initial_student
 
 
 def test_distillation_is_the_softened_divergence_and_leaves_the_teacher_alone():
@@ -68,6 +80,31 @@ def test_a_sum_that_overflows_is_told_as_such():
     with pytest.raises(NonFiniteLossError, match="step 7: total = inf"):
         require_finite(sum(terms.values()), terms, 7)
     require_finite(torch.tensor(1.0), terms, 7)
+
+
+@pytest.mark.parametrize("weight", [None, 0.5, 1.0])
+def test_balanced_weights_pull_as_hard_as_cross_entropy_whatever_they_start_from(weight):
+    config = TrainConfig(data=DataConfig("digits", limit=64))
+    data = load_data(config.data)
+    teacher = Teacher(build_model("cnn_teacher", 1, 10, 1), [FEATURES], data.train_images)
+    terms = {"cka": TermConfig("cka", weight=weight)}
+    balanced = balanced_terms(terms, config, data, teacher, batches=1)
+    student = initial_student(config, data)
+    rows = next(batch_order(config, data).epoch()).rows
+    features = student.features(data.train_images[rows])
+    cross_entropy = F.cross_entropy(student.head(features), data.train_labels[rows])
+    relation = build_term("cka", balanced["cka"])(features, teacher(rows).features[FEATURES])
+    (pull,) = torch.autograd.grad(relation, features, retain_graph=True)
+    (wanted,) = torch.autograd.grad(cross_entropy, features)
+    assert pull.norm().item() == pytest.approx(wanted.norm().item(), rel=1e-4)
+
+
+def test_a_weight_of_zero_is_not_taken_for_none():
+    config = TrainConfig(data=DataConfig("digits", limit=64))
+    data = load_data(config.data)
+    teacher = Teacher(build_model("cnn_teacher", 1, 10, 1), [FEATURES], data.train_images)
+    with pytest.raises(ValueError, match="exactly zero"):
+        balanced_terms({"cka": TermConfig("cka", weight=0.0)}, config, data, teacher, batches=1)
 
 
 def test_learning_rate_warms_up_and_ends_near_zero():

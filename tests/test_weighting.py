@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -83,3 +84,11 @@ def test_nothing_to_compare_at() -> None:
     x = torch.ones(3, requires_grad=True)
     with pytest.raises(ValueError, match="at must hold a tensor that requires grad"):
         suggest_weight(x.sum(), x.sum(), x.detach())
+
+
+def test_a_share_of_numpy_is_a_number_and_a_bool_is_none() -> None:
+    x = torch.ones(3, requires_grad=True)
+    weight = suggest_weight(x.sum(), x.sum(), x, np.float32(0.5))
+    assert type(weight) is float and weight == pytest.approx(0.5)
+    with pytest.raises(TypeError, match="share must be a positive number, got bool"):
+        suggest_weight(x.sum(), x.sum(), x, True)

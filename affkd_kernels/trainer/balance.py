@@ -5,14 +5,16 @@ from __future__ import annotations
 import statistics
 from collections.abc import Mapping
 from dataclasses import replace
+from typing import cast
 
 import torch.nn.functional as F
 
+from affkd_kernels.modules import AffinityLoss
 from affkd_kernels.trainer.config import FEATURES, TermConfig, TrainConfig
-from affkd_kernels.trainer.data import BatchOrder, ImageData, labeled_rows
-from affkd_kernels.trainer.models import build_model
+from affkd_kernels.trainer.data import ImageData
 from affkd_kernels.trainer.networks import Teacher
-from affkd_kernels.trainer.objective import build_relation
+from affkd_kernels.trainer.objective import build_relation, build_term
+from affkd_kernels.trainer.step import batch_order, initial_student
 from affkd_kernels.weighting import suggest_weight
 
 
@@ -31,12 +33,10 @@ def balanced_terms(
     weights. Terms that belong together, as RKD's two do, keep their proportion. All terms must
     compare the module called ``features``.
     """
-    student = build_model(config.student, data.train_images.shape[1], data.classes, config.seed)
-    student.to(data.train_images.device)
+    student = initial_student(config, data)
     relation = build_relation(terms)
-    order = BatchOrder(
-        len(data.train_labels), labeled_rows(data.train_labels, None, 0), config.data, config.seed
-    )
+    everything = replace(config, data=replace(config.data, labels_per_class=None))
+    order = batch_order(everything, data)
     factors = []
     for batch, _ in zip(order.epoch(), range(batches), strict=False):
         features = student.features(data.train_images[batch.rows])
@@ -45,5 +45,11 @@ def balanced_terms(
         factors.append(suggest_weight(related, cross_entropy, at=features, share=share))
     factor = statistics.median(factors)
     return {
-        name: replace(term, weight=(term.weight or 1.0) * factor) for name, term in terms.items()
+        name: replace(term, weight=_own_weight(name, term) * factor) for name, term in terms.items()
     }
+
+
+def _own_weight(name: str, term: TermConfig) -> float:
+    # asked of the loss, because a preset may have one that is not 1, as CKA's 0.5
+    loss = build_term(name, term)
+    return loss.spec.weight if isinstance(loss, AffinityLoss) else cast(float, loss.weight)

@@ -1,138 +1,54 @@
-"""The ``affkd`` command: train, demo, list, describe, doctor."""
+"""The ``affkd`` command's entry: exit codes, and every failure as one line.
+
+| exit code | |
+|---|---|
+| 0 | success |
+| 1 | the run failed: a loss became inf or NaN, a backend is wrong |
+| 2 | something that was given is wrong: a flag, a name, a file, a folder, a missing package |
+| 3 | the package that ships the data set is missing |
+| 130 | Ctrl-C |
+"""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
-from textwrap import shorten
-from typing import Any, Literal
 
-from jsonargparse import ArgumentParser, Namespace
-from rich.console import Console
-from rich.table import Table
+from affkd_kernels.trainer.errors import MissingDataError
 
-from affkd_kernels.presets import describe, list_presets
-from affkd_kernels.published import Preset
-from affkd_kernels.trainer.config import TrainConfig
-
-
-def train_parser() -> ArgumentParser:
-    parser = ArgumentParser(description="Train a student against a teacher.")
-    parser.add_argument("-c", "--config", action="config", help="a recipe in YAML")
-    parser.add_class_arguments(TrainConfig)
-    parser.add_argument(
-        "--resume",
-        type=Literal["never", "auto"],
-        default="never",
-        help="auto continues the run in the folder `out` where there is one",
-    )
-    return parser
-
-
-def demo_parser() -> ArgumentParser:
-    parser = ArgumentParser(description="Distill a CNN into tiny students three ways; a table.")
-    parser.add_argument("--out", type=str | None, default=None, help="folder of the report")
-    parser.add_argument("--data", type=str, default="mnist5k", help="mnist5k or digits")
-    parser.add_argument("--seeds", type=int, default=3, help="runs of each row")
-    parser.add_argument("--epochs", type=int, default=6, help="epochs of each student")
-    parser.add_argument("--limit", type=int | None, default=None, help="fewer training images")
-    parser.add_argument("--threads", type=int, default=1, help="CPU threads")
-    return parser
-
-
-def describe_parser() -> ArgumentParser:
-    parser = ArgumentParser(description="Formula, source, weight and traps of a preset.")
-    parser.add_argument("name", type=str, help="a name from `affkd list`")
-    return parser
-
-
-def run_train(options: Namespace) -> int:
-    from affkd_kernels.trainer.loop import run
-    from affkd_kernels.trainer.report import progress_line
-
-    def show(record: dict[str, Any]) -> None:
-        console.print(progress_line(record), markup=False, soft_wrap=True)
-
-    console = Console()
-    resume = options.pop("resume") == "auto"
-    options.pop("config", None)
-    config = TrainConfig(**options)
-    summary = run(config, resume, observe=show)
-    last, best = summary["last"], summary["best"]
-    console.print(
-        f"accuracy {last['test_accuracy']:.1f} % (best {best['test_accuracy']:.1f} % after epoch "
-        f"{best['epoch']}), 5-NN {last['neighbor_accuracy']:.1f} %, "
-        f"{summary['seconds']:.1f} s, in {config.out}"
-    )
-    return 0
-
-
-def run_demo(options: Namespace) -> int:
-    from affkd_kernels.trainer.demo import demo
-
-    return demo(**options.as_dict())
-
-
-def run_list(options: Namespace) -> int:
-    table = Table("preset", "affinity", "normalization", "loss", "weight (batch)", "source")
-    for preset in map(describe, list_presets()):
-        triple = preset.triple or ("triplet angle", "-", "-")
-        table.add_row(
-            preset.name, *triple, _weight(preset), shorten(preset.source, 44, placeholder=" ...")
-        )
-    # wide enough for every row: a pipe has no width, and a cut name could not be used
-    Console(width=140).print(table)
-    return 0
-
-
-def _weight(preset: Preset) -> str:
-    if preset.published_weight is None:
-        return "-"
-    batch = f" ({preset.published_batch})" if preset.published_batch else ""
-    return f"{preset.published_weight:g}{batch}"
-
-
-def run_describe(options: Namespace) -> int:
-    print(describe(options.name))
-    return 0
-
-
-def run_doctor(options: Namespace) -> int:
-    from affkd_kernels.trainer.doctor import doctor
-
-    return doctor()
-
-
-COMMANDS: dict[str, tuple[Callable[[], ArgumentParser], Callable[[Namespace], int], str]] = {
-    "train": (train_parser, run_train, "train a student from a recipe and flags"),
-    "demo": (demo_parser, run_demo, "train a teacher and tiny students, print the table"),
-    "list": (ArgumentParser, run_list, "the published methods that come as presets"),
-    "describe": (describe_parser, run_describe, "everything about one preset"),
-    "doctor": (ArgumentParser, run_doctor, "versions, backends, and a check of each"),
-}
-
-
-def build_parser() -> ArgumentParser:
-    parser = ArgumentParser(prog="affkd", description="Affinity-based knowledge distillation.")
-    commands = parser.add_subcommands(dest="command", required=True)
-    for name, (build, _, summary) in COMMANDS.items():
-        commands.add_subcommand(name, build(), help=summary)
-    return parser
+EXTRA = "train"
+# what the extra brings and the command cannot start without
+EXTRA_MODULES = ("jsonargparse", "rich", "yaml", "numpy")
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run one command; 0 on success, 1 on a failure told in one line, 130 on Ctrl-C."""
-    parser = build_parser()
-    parsed = parser.parse_args(arguments)
-    command = parsed.command
+    """Run one command; the exit code says how it went."""
     try:
-        return COMMANDS[command][1](parser.instantiate(parsed)[command])
+        # here, so that a plain install gets the sentence below instead of a traceback
+        from affkd_kernels.trainer.commands import run_command
+
+        return run_command(arguments)
     except KeyboardInterrupt:
-        print(f"affkd {command}: interrupted", file=sys.stderr)
-        return 130
-    except (ValueError, TypeError, OSError, RuntimeError, ImportError) as error:
-        print(f"affkd {command}: {error}", file=sys.stderr)
-        return 1
+        return _tell("interrupted", 130)
+    except MissingDataError as error:
+        return _tell(str(error), 3)
+    except ModuleNotFoundError as error:
+        return _tell(_missing_module(error), 2)
+    except (ValueError, TypeError, OSError, ImportError) as error:
+        return _tell(str(error), 2)
+    except RuntimeError as error:
+        return _tell(str(error), 1)
+
+
+def _missing_module(error: ModuleNotFoundError) -> str:
+    package = (error.name or "").split(".")[0]
+    if package not in EXTRA_MODULES:
+        return str(error)
+    return f'affkd needs the package {package!r}: pip install "affkd-kernels[{EXTRA}]" brings it'
+
+
+def _tell(message: str, code: int) -> int:
+    print(f"error: {' '.join(message.split())}", file=sys.stderr)
+    return code
 
 
 if __name__ == "__main__":

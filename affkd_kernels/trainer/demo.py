@@ -23,7 +23,6 @@ from affkd_kernels.trainer.data import ImageData, load_data
 from affkd_kernels.trainer.evaluate import evaluate
 from affkd_kernels.trainer.loop import Record, Run, build_objective, run, teacher_run
 from affkd_kernels.trainer.methods import COLUMNS, LABELS_PER_CLASS, METHODS, NONE, Method
-from affkd_kernels.trainer.models import Classifier, build_model
 from affkd_kernels.trainer.networks import Teacher, load_teacher
 from affkd_kernels.trainer.objective import build_relation, distillation
 from affkd_kernels.trainer.report import (
@@ -36,6 +35,7 @@ from affkd_kernels.trainer.report import (
     rich_table,
 )
 from affkd_kernels.trainer.run_folder import RunFolder, environment
+from affkd_kernels.trainer.step import initial_student
 
 
 def demo(
@@ -51,6 +51,8 @@ def demo(
     One thread by default: networks this small gain little from more, and the figures then repeat
     to the bit whatever the number of cores.
     """
+    if seeds < 1:
+        raise ValueError(f"seeds must be at least 1, got {seeds}")
     folder = Path(out or time.strftime("runs/demo-%Y%m%d-%H%M%S"))
     if folder.exists() and any(folder.iterdir()):
         raise FileExistsError(f"the demo's folder {folder} is not empty; choose another with --out")
@@ -164,13 +166,10 @@ class Comparison:
         self, config: TrainConfig, data: ImageData, teacher: Teacher, method: Method
     ) -> tuple[dict[str, float], float]:
         if not method.trained:
-            channels = data.train_images.shape[1]
-            return evaluate(
-                build_model(config.student, channels, data.classes, config.seed), data
-            ), 0.0
-        folder = RunFolder.create(Path(config.out), config.to_dict())
+            return evaluate(initial_student(config, data), data), 0.0
         objective = build_objective(config)
-        summary = Run(config, folder, data, objective, teacher, lambda record: None).fit()
+        with RunFolder.create(Path(config.out), config.to_dict()) as folder:
+            summary = Run(config, folder, data, objective, teacher, lambda record: None).fit()
         return summary["last"], summary["seconds"]
 
     def write_report(self) -> None:
@@ -179,18 +178,29 @@ class Comparison:
         if not results:
             return
         self.console.print(rich_table(results, COLUMNS, self.seeds))
-        plot(results, COLUMNS, self.folder / "plot.png")
+        files = ["report.md", "results.jsonl", *self._plot(results)]
         seconds = time.perf_counter() - self._started
-        (self.folder / "report.md").write_text(self._page(results, seconds))
-        self.console.print(f"{seconds:.0f} s; {self.folder}/report.md, results.jsonl, plot.png")
+        (self.folder / "report.md").write_text(self._page(results, seconds, "plot.png" in files))
+        self.console.print(f"{seconds:.0f} s; {self.folder}: {', '.join(files)}", soft_wrap=True)
 
-    def _page(self, results: list[Result], seconds: float) -> str:
+    def _plot(self, results: list[Result]) -> list[str]:
+        """Draw the plot; the names of the files that came of it."""
+        try:
+            plot(results, COLUMNS, self.folder / "plot.png")
+        except ImportError:
+            self.console.print("no plot: it needs matplotlib, as in affkd-kernels[demo]")
+            return []
+        return ["plot.png"]
+
+    def _page(self, results: list[Result], seconds: float, plotted: bool) -> str:
         planned = len(list(self._plan(list(METHODS))))
         weights = ", ".join(f"{name} {weight:.4g}" for name, weight in self.weights.items())
         machine = environment()
         return PAGE.format(
             data=self.config.data.name,
             teacher=self.teacher_score,
+            plot="![the same figures with their spread](plot.png)\n\n" if plotted else "",
+            limit=self._limit_text(),
             table=markdown_table(results, COLUMNS, self.seeds),
             finished=len(results),
             planned=planned,
@@ -202,6 +212,10 @@ class Comparison:
             platform=machine["platform"],
         )
 
+    def _limit_text(self) -> str:
+        limit = self.config.data.limit
+        return "" if limit is None else f", on the first {limit} training images only"
+
 
 PAGE = """# Distilling into a tiny student: {data}
 
@@ -209,28 +223,20 @@ PAGE = """# Distilling into a tiny student: {data}
 standard deviation over the seeds.
 
 {table}
-![the same as bars](plot.png)
-
-- All students have the same network, data order and {epochs} epochs; a seed decides the initial
+{plot}- All students have the same network and {epochs} epochs{limit}; a seed decides the initial
   weights, the order and which images keep their label.
-- "10 labels a class": cross-entropy sees 100 labeled images, the other terms see every image.
+- "10 labels a class": cross-entropy sees at most 100 labeled images, the other terms every image.
   "no labels": the row's distillation term alone, so a head is trained by KD only.
 - "head": accuracy of the student's own classifier. "5-NN": the five nearest
   training images in feature space vote, with all labels, whatever the student was trained with.
 - KD: 0.1 x cross-entropy + 0.9 x KL at temperature 4. Relational terms: one rule for all weights,
   none tuned. At the initial weights the gradient at the features is as large as that of
-  cross-entropy (median of 8 batches, seed 0); RKD's two keep the published proportion of 25 to 50.
-  As `affkd_kernels.preset` takes them: {weights}.
-- {epochs} epochs leave every student under-trained: the table tells what helps early, and says
-  nothing of long training.
+  cross-entropy (median of up to 8 batches, seed 0); RKD's two keep the published proportion of 25
+  to 50. As `affkd_kernels.preset` takes them: {weights}.
+- The table is of {epochs} epochs and says nothing of longer training.
 - "loss, ms": forward and backward of the distillation term, down to the features of one batch.
 - {seconds:.0f} s in all with torch {torch}, CPU threads: {threads}, {platform}.
 """
-
-
-def initial_student(config: TrainConfig, data: ImageData) -> Classifier:
-    """The student as a run with this configuration would start."""
-    return build_model(config.student, data.train_images.shape[1], data.classes, config.seed)
 
 
 def describe_result(result: Result) -> str:

@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from affkd_kernels.trainer.config import NEIGHBORS
 from affkd_kernels.trainer.data import ImageData
 from affkd_kernels.trainer.models import Classifier
 
@@ -22,7 +23,11 @@ def outputs(model: Classifier, images: Tensor, batch_size: int = 500) -> tuple[T
 
 
 def neighbor_accuracy(
-    gallery: Tensor, gallery_labels: Tensor, queries: Tensor, labels: Tensor, neighbors: int = 5
+    gallery: Tensor,
+    gallery_labels: Tensor,
+    queries: Tensor,
+    labels: Tensor,
+    neighbors: int = NEIGHBORS,
 ) -> float:
     """Percentage of ``queries`` [M, D] whose nearest rows of ``gallery`` [N, D] vote for the
     right label, by Euclidean distance; a tie goes to the smaller label."""

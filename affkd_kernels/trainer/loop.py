@@ -2,31 +2,41 @@
 
 from __future__ import annotations
 
+import importlib
+import os
+import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from affkd_kernels.trainer.config import SupervisionConfig, TermConfig, TrainConfig
-from affkd_kernels.trainer.data import Batch, BatchOrder, ImageData, labeled_rows, load_data
+from affkd_kernels.trainer.data import Batch, ImageData, load_data
+from affkd_kernels.trainer.errors import reading
 from affkd_kernels.trainer.evaluate import evaluate
-from affkd_kernels.trainer.models import build_model
 from affkd_kernels.trainer.networks import ObservedNetwork, Teacher, load_teacher
 from affkd_kernels.trainer.objective import (
     NonFiniteLossError,
     Objective,
     build_relation,
     require_finite,
+    require_finite_scores,
 )
 from affkd_kernels.trainer.optimizer import build_optimizer, learning_rate, set_learning_rate
+from affkd_kernels.trainer.rehearsal import gradient_shares, rehearse
 from affkd_kernels.trainer.run_folder import RunFolder, load_checkpoint, save_checkpoint
+from affkd_kernels.trainer.step import TeacherAnswers, batch_order, initial_student, step_losses
 
 Record = dict[str, Any]
 Observer = Callable[[Record], None]
+CHECKPOINT_ENTRIES = (
+    *("weights", "optimizer", "order", "random"),
+    *("step", "last", "best", "seconds"),
+)
 
 
 def run(config: TrainConfig, resume: bool = False, observe: Observer = print) -> Record:
@@ -35,27 +45,45 @@ def run(config: TrainConfig, resume: bool = False, observe: Observer = print) ->
     Args:
         config: the run.
         resume: continue the run in ``config.out`` if there is one.
-        observe: called with every record that goes into ``metrics.jsonl``.
+        observe: called with every record that goes into ``metrics.jsonl``, and before the first
+            step with the terms' gradient shares.
 
     Raises:
         FileExistsError: the run folder holds something and ``resume`` is off.
+        FolderInUseError: another process trains in the run folder.
+        FileContentError: a checkpoint or a file of the run folder is damaged.
         ValueError: a name is unknown, nothing is left to minimize, or the folder that is resumed
             belongs to another configuration.
-        NonFiniteLossError: a term became inf or NaN.
+        NonFiniteLossError: a term, or a score of an evaluation, became inf or NaN.
     """
     if config.threads is not None:
         torch.set_num_threads(config.threads)
-    # first, so that a mistake in a name is told before anything is written or trained
+    import_modules(config.imports)
+    # first, so that a mistake is told before anything is written or trained
     objective = build_objective(config)
     data = load_data(config.data).to(torch.device(config.device))
-    _check_inputs(config, data)
+    rehearse(config, data, objective)
     open_folder = RunFolder.open if resume else RunFolder.create
-    folder = open_folder(Path(config.out), config.to_dict())
-    finished = folder.summary()
-    if finished is not None:
-        return finished
-    teacher = _prepare_teacher(config, data, observe) if config.needs_teacher() else None
-    return Run(config, folder, data, objective, teacher, observe).fit()
+    with open_folder(Path(config.out), config.to_dict()) as folder:
+        finished = folder.summary()
+        if finished is not None:
+            return finished
+        teacher = _prepare_teacher(config, data, observe) if config.needs_teacher() else None
+        if config.relational_terms() and not folder.last_checkpoint.exists():
+            observe(gradient_shares(config, data, teacher))
+        return Run(config, folder, data, objective, teacher, observe).fit()
+
+
+def import_modules(names: Sequence[str]) -> None:
+    """Import a user's modules, from the current folder too; ValueError where one cannot be."""
+    if names and os.getcwd() not in sys.path:
+        # as `python -m` does; a console script has its own folder there
+        sys.path.insert(0, os.getcwd())
+    for name in names:
+        try:
+            importlib.import_module(name)
+        except ImportError as error:
+            raise ValueError(f"imports: {name!r} cannot be imported: {error}") from error
 
 
 def build_objective(config: TrainConfig) -> Objective:
@@ -68,20 +96,6 @@ def build_objective(config: TrainConfig) -> Objective:
             "or a relational term (loss.preset)"
         )
     return Objective(config.supervision, build_relation(terms) if terms else None)
-
-
-def _check_inputs(config: TrainConfig, data: ImageData) -> None:
-    """Raise for a file or a model that does not exist, or a module that a term finds nowhere."""
-    checkpoint = config.teacher.checkpoint
-    if checkpoint is not None and not Path(checkpoint).is_file():
-        raise FileNotFoundError(f"teacher.checkpoint must be a file, got {checkpoint!r}")
-    terms = config.relational_terms().values()
-    names = {config.student: {term.student_feature for term in terms}}
-    if config.needs_teacher():
-        names.setdefault(config.teacher.model, set()).update(t.teacher_feature for t in terms)
-    for name, paths in names.items():
-        model = build_model(name, data.train_images.shape[1], data.classes, config.seed)
-        ObservedNetwork(model, paths).remove()
 
 
 def _prepare_teacher(config: TrainConfig, data: ImageData, observe: Observer) -> Teacher:
@@ -118,7 +132,7 @@ class Run:
         folder: RunFolder,
         data: ImageData,
         objective: Objective,
-        teacher: Teacher | None = None,
+        teacher: TeacherAnswers | None = None,
         observe: Observer = print,
     ) -> None:
         self.config = config
@@ -128,11 +142,9 @@ class Run:
         self.teacher = teacher
         self.observe = observe
         torch.manual_seed(config.seed)
-        model = build_model(config.student, data.train_images.shape[1], data.classes, config.seed)
-        self.model = model.to(data.train_images.device)
+        self.model = initial_student(config, data)
         self.optimizer = build_optimizer(self.model, config.optimizer)
-        labeled = labeled_rows(data.train_labels, config.data.labels_per_class, config.seed)
-        self.order = BatchOrder(len(data.train_labels), labeled, config.data, config.seed)
+        self.order = batch_order(config, data)
         self.total_steps = self.order.steps_per_epoch * config.optimizer.epochs
         self.step = 0
         self.last: Record = {}
@@ -176,9 +188,10 @@ class Run:
     def _take_step(self, network: ObservedNetwork, batch: Batch) -> None:
         rate = learning_rate(self.config.optimizer, self.step, self.total_steps)
         set_learning_rate(self.optimizer, rate)
-        total, terms = self._losses(network, batch)
+        total, terms = step_losses(self.objective, network, self.teacher, self.data, batch)
         self.step += 1
-        self._require_finite(total, terms)
+        with self._failure_recorded():
+            require_finite(total, terms, self.step)
         self.optimizer.zero_grad(set_to_none=True)
         total.backward()
         self.optimizer.step()
@@ -186,18 +199,10 @@ class Run:
             values = {name: value.item() for name, value in terms.items()}
             self._record("train", rate=rate, total=total.item(), terms=values)
 
-    def _losses(self, network: ObservedNetwork, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        rows, labeled = batch
-        apart = labeled is not rows
-        student = network(self.data.train_images[torch.cat([rows, labeled]) if apart else rows])
-        teacher = self.teacher(rows) if self.teacher is not None else None
-        labeled_logits = student.logits[len(rows) :] if apart else student.logits
-        labels = self.data.train_labels[labeled]
-        return self.objective(student.first(len(rows)), teacher, labeled_logits, labels)
-
-    def _require_finite(self, total: Tensor, terms: dict[str, Tensor]) -> None:
+    @contextmanager
+    def _failure_recorded(self) -> Iterator[None]:
         try:
-            require_finite(total, terms, self.step)
+            yield
         except NonFiniteLossError as error:
             # JSON has no NaN: the values go in as text
             text = {name: str(value) for name, value in error.terms.items()}
@@ -208,6 +213,8 @@ class Run:
         if self.epoch % self.config.eval_every and self.step < self.total_steps:
             return
         scores = evaluate(self.model, self.data)
+        with self._failure_recorded():
+            require_finite_scores(scores, self.step)
         self.last = {"epoch": self.epoch, "step": self.step, **scores}
         self._record("evaluation", **scores)
         if not self.best or scores["test_accuracy"] > self.best["test_accuracy"]:
@@ -224,6 +231,7 @@ class Run:
     def _save(self, path: Path) -> None:
         state = {
             "model": self.config.student,
+            "data": self.data.identity,
             "weights": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "order": self.order.state_dict(),
@@ -239,11 +247,13 @@ class Run:
         if not self.folder.last_checkpoint.exists():
             self.folder.drop_metrics_after(0)
             return
-        state = load_checkpoint(self.folder.last_checkpoint)
-        self.model.load_state_dict(state["weights"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.order.load_state_dict(state["order"])
-        torch.set_rng_state(state["random"])
+        path = self.folder.last_checkpoint
+        state = load_checkpoint(path, CHECKPOINT_ENTRIES)
+        with reading(path, "a checkpoint of this run"):
+            self.model.load_state_dict(state["weights"])
+            self.optimizer.load_state_dict(state["optimizer"])
+            self.order.load_state_dict(state["order"])
+            torch.set_rng_state(state["random"])
         self.step, self.last, self.best = state["step"], state["last"], state["best"]
         self._seconds_before = state["seconds"]
         self.folder.drop_metrics_after(self.step)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import math
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,6 +13,7 @@ from torch import Tensor
 from affkd_kernels.features import FeatureCapture
 from affkd_kernels.trainer.config import TeacherConfig
 from affkd_kernels.trainer.data import ImageData
+from affkd_kernels.trainer.errors import reading
 from affkd_kernels.trainer.models import Classifier, build_model
 from affkd_kernels.trainer.objective import Outputs
 from affkd_kernels.trainer.run_folder import load_checkpoint
@@ -62,13 +65,42 @@ class Teacher:
 
 
 def load_network(path: Path, name: str, data: ImageData) -> Classifier:
-    """The network of a checkpoint; ValueError where it is not the model called ``name``."""
-    checkpoint = load_checkpoint(path)
+    """The network of a checkpoint.
+
+    Raises:
+        ValueError: it is not the model called ``name``, or was trained on other data: another
+            split would let test images into its training, another standardization would show it
+            images it has never seen the like of.
+        FileContentError: the file is no checkpoint of this trainer.
+    """
+    checkpoint = load_checkpoint(path, ("model", "weights", "data"))
     if checkpoint["model"] != name:
         raise ValueError(f"{path} holds a {checkpoint['model']!r}, but teacher.model is {name!r}")
+    _require_same_data(path, checkpoint["data"], data.identity)
     model = build_model(name, data.train_images.shape[1], data.classes, seed=0)
-    model.load_state_dict(checkpoint["weights"])
+    with reading(path, f"a checkpoint of a {name} for these images"):
+        model.load_state_dict(checkpoint["weights"])
     return model.to(data.train_images.device)
+
+
+def _require_same_data(path: Path, trained_on: Mapping[str, Any], given: Mapping[str, Any]) -> None:
+    changed = [
+        f"data.{name} was {trained_on.get(name)!r} and is {value!r}"
+        for name, value in given.items()
+        if not _same(trained_on.get(name), value)
+    ]
+    if changed:
+        raise ValueError(
+            f"{path}: this teacher was trained on other data: {'; '.join(changed)}; give the run "
+            "the teacher's data options, or another teacher"
+        )
+
+
+def _same(first: Any, second: Any) -> bool:
+    # a mean over all pixels may differ in its last digits from machine to machine
+    if isinstance(first, float) and isinstance(second, float):
+        return math.isclose(first, second, rel_tol=1e-4)
+    return first == second
 
 
 def load_teacher(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -26,6 +27,7 @@ class Outputs(NamedTuple):
         return Outputs(self.logits[:count], {k: v[:count] for k, v in self.features.items()})
 
 
+SUPERVISED = ("cross_entropy", "kd")
 Relation = Callable[[Mapping[str, Tensor], Mapping[str, Tensor]], tuple[Tensor, dict[str, Tensor]]]
 
 
@@ -69,7 +71,17 @@ def build_term(name: str, term: TermConfig) -> nn.Module:
 
 
 def build_relation(terms: Mapping[str, TermConfig]) -> Relation:
-    """All relational terms as one callable on the captured features of student and teacher."""
+    """All relational terms as one callable on the captured features of student and teacher.
+
+    Raises:
+        ValueError: a term that takes the name of a supervised one; and what ``build_term`` raises.
+    """
+    for name in terms:
+        if name in SUPERVISED:
+            raise ValueError(
+                f"a relational term cannot be named {name!r}: the metrics hold another term by "
+                f"that name (taken: {', '.join(SUPERVISED)})"
+            )
     return MultiLoss(
         {
             name: (build_term(name, term), term.student_feature, term.teacher_feature)
@@ -120,11 +132,11 @@ class Objective:
 class NonFiniteLossError(RuntimeError):
     """A term became inf or NaN. ``terms`` maps its name to its value, ``step`` says when."""
 
-    def __init__(self, terms: dict[str, float], step: int) -> None:
+    def __init__(self, terms: dict[str, float], step: int, place: str = "at") -> None:
         self.terms = terms
         self.step = step
         listed = ", ".join(f"{name} = {value}" for name, value in terms.items())
-        super().__init__(f"non-finite loss at step {step}: {listed}")
+        super().__init__(f"non-finite loss {place} step {step}: {listed}")
 
 
 def require_finite(total: Tensor, terms: dict[str, Tensor], step: int) -> None:
@@ -134,3 +146,10 @@ def require_finite(total: Tensor, terms: dict[str, Tensor], step: int) -> None:
     # finite terms can have a sum that overflows: then the sum itself is to blame
     named = {name: terms[name].item() for name in non_finite_terms(terms)}
     raise NonFiniteLossError(named or {"total": total.item()}, step)
+
+
+def require_finite_scores(scores: dict[str, float], step: int) -> None:
+    """The same for an evaluation: the last step before it can have broken the weights."""
+    broken = {name: score for name, score in scores.items() if not math.isfinite(score)}
+    if broken:
+        raise NonFiniteLossError(broken, step, "in the evaluation after")

@@ -40,7 +40,9 @@ class Column:
 
 
 def progress_line(record: dict[str, Any]) -> str:
-    """One record of ``metrics.jsonl`` as a line to read."""
+    """One record, as a run hands it to its observer, as a line to read."""
+    if record["kind"] == "gradient_shares":
+        return _shares_line(record)
     role = "teacher" if record.get("teacher") else "student"
     place = f"{role}  epoch {record['epoch']:>3}  step {record['step']:>6}"
     if record["kind"] == "evaluation":
@@ -50,6 +52,12 @@ def progress_line(record: dict[str, Any]) -> str:
         )
     terms = "  ".join(f"{name} {float(value):.4g}" for name, value in record["terms"].items())
     return f"{place}  {terms}"
+
+
+def _shares_line(record: dict[str, Any]) -> str:
+    shares = "  ".join(f"{name} {100 * share:.3g} %" for name, share in record["shares"].items())
+    warnings = "".join(f"\nwarning: {text}" for text in record["warnings"])
+    return f"gradient shares in the first batch: {shares}{warnings}"
 
 
 def append_result(path: Path, result: Result) -> None:

@@ -2,7 +2,7 @@
 
 ``config.yaml`` and ``env.json`` are written first, ``metrics.jsonl`` grows, ``last.pt`` and
 ``best.pt`` are replaced whole, ``summary.json`` ends a run. A kill at any instant leaves a folder
-that ``RunFolder.open`` can continue.
+that ``RunFolder.open`` can continue. ``.lock`` keeps a second process out.
 """
 
 from __future__ import annotations
@@ -11,13 +11,27 @@ import json
 import os
 import platform
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 import yaml
+
+from affkd_kernels.trainer.errors import FileContentError, FolderInUseError, reading
+
+try:
+    import fcntl
+except ImportError:  # no Unix: a second process is not noticed there
+    fcntl = None  # type: ignore[assignment]
+
+# what a run may differ in from the one it continues: none of it reaches a weight or a metric
+# but `threads`, and those only in the last bits
+INCIDENTAL = ("out", "log_every", "threads")
+# what a run has written before its first record; a folder of nothing else may be used again
+OPENING = frozenset({"config.yaml", "config.yaml.partial", "env.json", "env.json.partial", ".lock"})
 
 
 def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
@@ -40,14 +54,25 @@ def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
     write_atomically(path, lambda partial: torch.save(state, partial))
 
 
-def load_checkpoint(path: Path) -> dict[str, Any]:
-    """Read what ``save_checkpoint`` wrote. Never runs code from the file."""
-    return torch.load(path, map_location="cpu", weights_only=True)
+def load_checkpoint(path: Path, entries: Collection[str] = ()) -> dict[str, Any]:
+    """Read what ``save_checkpoint`` wrote. Never runs code from the file.
+
+    Raises:
+        FileContentError: the file is damaged, or lacks one of the ``entries``.
+    """
+    with reading(path, "a checkpoint of affkd train, or a damaged one", reason=False):
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    missing = [name for name in entries if not isinstance(state, dict) or name not in state]
+    if missing:
+        raise FileContentError(
+            path, f"not a checkpoint of affkd train (it has no {', '.join(missing)})"
+        )
+    return state
 
 
 def environment() -> dict[str, Any]:
     """What a figure of this run depends on besides its configuration."""
-    packages = ("affkd-kernels", "torchvision", "numpy", "triton")
+    packages = ("affkd-kernels", "numpy", "triton")
     return {
         "python": sys.version.split()[0],
         "platform": platform.platform(),
@@ -69,7 +94,7 @@ def _version(package: str) -> str | None:
 
 
 class RunFolder:
-    """Paths and records of one run; use ``create`` or ``open``."""
+    """Paths and records of one run; use ``create`` or ``open``, and ``close`` or ``with``."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -79,39 +104,97 @@ class RunFolder:
         self._summary = path / "summary.json"
         self._config = path / "config.yaml"
         self._environment = path / "env.json"
+        self._lock: IO[str] | None = None
 
     @classmethod
     def create(cls, path: Path, config: dict[str, Any]) -> RunFolder:
-        """Make a new folder; FileExistsError where something lies there already."""
+        """Make a new folder, or take one of a run that never took a step.
+
+        Raises:
+            FileExistsError: the folder holds something.
+            FolderInUseError: another process trains in it.
+        """
         folder = cls(path)
-        folder._start(config, leftovers=())
+        folder._require_unused()
+        with folder._locked_on_success():
+            # once more: another process may have been faster
+            folder._require_unused()
+            folder._start(config)
         return folder
 
     @classmethod
     def open(cls, path: Path, config: dict[str, Any]) -> RunFolder:
         """Continue the run in ``path``, or start it where there is none.
 
-        ValueError where the folder belongs to another configuration: half a run of each would
-        be a run of neither.
+        Raises:
+            ValueError: the folder belongs to another configuration: half a run of each would be a
+                run of neither.
+            FileContentError: its configuration cannot be read.
+            FolderInUseError: another process trains in it.
         """
+        if not (path / "config.yaml").exists():
+            return cls.create(path, config)
         folder = cls(path)
-        if not folder._config.exists():
-            # all that a kill before the first step of a run can leave behind
-            folder._start(config, ("env.json", "env.json.partial", "config.yaml.partial"))
-            return folder
-        stored = yaml.safe_load(folder._config.read_text())
-        changed = _differences(stored, config)
-        if changed:
-            raise ValueError(f"{path} holds a run of another configuration: {'; '.join(changed)}")
+        with folder._locked_on_success():
+            if folder._unused():
+                folder._start(config)
+            else:
+                folder._require_same(config)
         return folder
 
-    def _start(self, config: dict[str, Any], leftovers: tuple[str, ...]) -> None:
-        if self.path.exists() and any(p.name not in leftovers for p in self.path.iterdir()):
+    def close(self) -> None:
+        """Let other processes use the folder; the end of the process does so too."""
+        if self._lock is not None:
+            self._lock.close()
+            self._lock = None
+
+    def __enter__(self) -> RunFolder:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    @contextmanager
+    def _locked_on_success(self) -> Iterator[None]:
+        """Lock the folder, and keep it locked unless the block fails."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        self._lock = (self.path / ".lock").open("a")
+        try:
+            if fcntl is not None:
+                fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            yield
+        except BlockingIOError as error:
+            self.close()
+            raise FolderInUseError(
+                f"another process trains in the run folder {self.path}; wait for it to end, or "
+                "choose another out"
+            ) from error
+        except BaseException:
+            self.close()
+            raise
+
+    def _unused(self) -> bool:
+        return not self.path.exists() or all(p.name in OPENING for p in self.path.iterdir())
+
+    def _require_unused(self) -> None:
+        if not self._unused():
             raise FileExistsError(
                 f"the run folder {self.path} is not empty; choose another out, "
                 "or continue that run with --resume auto"
             )
-        self.path.mkdir(parents=True, exist_ok=True)
+
+    def _require_same(self, config: dict[str, Any]) -> None:
+        with reading(self._config, "the configuration of a run"):
+            stored = yaml.safe_load(self._config.read_text())
+        if not isinstance(stored, dict):
+            raise FileContentError(self._config, "not the configuration of a run")
+        changed = _differences(_essential(stored), _essential(config))
+        if changed:
+            raise ValueError(
+                f"{self.path} holds a run of another configuration: {'; '.join(changed)}"
+            )
+
+    def _start(self, config: dict[str, Any]) -> None:
         self._write_json(self._environment, environment())
         # last, because a folder with a configuration counts as a run
         text = yaml.safe_dump(config, sort_keys=False)
@@ -125,7 +208,8 @@ class RunFolder:
         """Forget what was recorded after the checkpoint that the run continues from."""
         if not self.metrics.exists():
             return
-        kept = [line for line in self.metrics.read_text().splitlines() if _step_of(line) <= step]
+        lines = self.metrics.read_text(errors="replace").splitlines()
+        kept = [line for line in lines if _step_of(line) <= step]
         text = "".join(line + "\n" for line in kept)
         write_atomically(self.metrics, lambda partial: _write_text(partial, text))
 
@@ -134,7 +218,10 @@ class RunFolder:
 
     def summary(self) -> dict[str, Any] | None:
         """The summary of the finished run, None before its end."""
-        return json.loads(self._summary.read_text()) if self._summary.exists() else None
+        if not self._summary.exists():
+            return None
+        with reading(self._summary, "the summary of a run; delete it and resume the run"):
+            return json.loads(self._summary.read_text())
 
     def _write_json(self, path: Path, value: dict[str, Any]) -> None:
         text = json.dumps(value, indent=2, allow_nan=False) + "\n"
@@ -148,9 +235,13 @@ def _write_text(path: Path, text: str) -> None:
 def _step_of(line: str) -> float:
     try:
         return json.loads(line)["step"]
-    except (json.JSONDecodeError, KeyError):
+    except (json.JSONDecodeError, KeyError, TypeError):
         # the line that a kill cut short: it belongs to no step
         return float("inf")
+
+
+def _essential(config: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in config.items() if name not in INCIDENTAL}
 
 
 def _differences(stored: Any, given: Any, name: str = "") -> list[str]:
