@@ -92,8 +92,8 @@ struct Matrix {
   const T* row_weight;         // [Q] or null
   double loss_scale;           // multiplies every row: weight / count
   T* row_losses;               // [Q] of the tensors, or null
-  T* query_gradient;           // [Q, student.dim], or null
-  T* key_gradient;             // [K, student.dim], or null
+  T* query_gradient;           // [Q, student.dim], or null; zero on entry
+  T* key_gradient;             // [K, student.dim], or null; zero on entry
   bool scale_gradient_wanted;
   double loss;            // out: sum of the row losses
   double scale_gradient;  // out: d loss / d student_scale

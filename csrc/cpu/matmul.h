@@ -93,10 +93,18 @@ inline void multiply_panel(int64_t rows, int64_t depth, Factor<T> a, const T* pa
   }
 }
 
-// to [columns, rows] = from' for from [rows, columns]
-template <typename T>
+// The change that is none: change(i, j, x) of x = from[i, j], or of a vector along the row.
+struct Unchanged {
+  template <typename X>
+  AFFKD_INLINE X operator()(int64_t, int64_t, X x) const {
+    return x;
+  }
+};
+
+// to [columns, rows] = change(from)' for from [rows, columns]
+template <typename T, typename Change = Unchanged>
 inline void transpose(int64_t rows, int64_t columns, const T* from, int64_t from_stride, T* to,
-                      int64_t to_stride) {
+                      int64_t to_stride, Change change = {}) {
   constexpr int64_t lanes = kLanes<T>;
   for (int64_t i = 0; i < rows; i += lanes) {
     for (int64_t j = 0; j < columns; j += lanes) {
@@ -105,7 +113,7 @@ inline void transpose(int64_t rows, int64_t columns, const T* from, int64_t from
       if (i + lanes <= rows && j + lanes <= columns) {
         Vector<T> square[lanes];
         for (int64_t r = 0; r < lanes; ++r) {
-          square[r] = load(source + r * from_stride);
+          square[r] = change(i + r, j, load(source + r * from_stride));
         }
         transpose_square<T>(square);
         for (int64_t c = 0; c < lanes; ++c) {
@@ -115,7 +123,7 @@ inline void transpose(int64_t rows, int64_t columns, const T* from, int64_t from
       }
       for (int64_t c = 0; c < lanes && j + c < columns; ++c) {
         for (int64_t r = 0; r < lanes && i + r < rows; ++r) {
-          target[c * to_stride + r] = source[r * from_stride + c];
+          target[c * to_stride + r] = change(i + r, j + c, source[r * from_stride + c]);
         }
       }
     }
@@ -123,12 +131,21 @@ inline void transpose(int64_t rows, int64_t columns, const T* from, int64_t from
 }
 
 // Rows [count, depth] as one panel [depth][kPanel], columns beyond them zero.
-template <typename T>
-inline void pack_panel(const T* x, int64_t count, int64_t depth, T* packed) {
+template <typename T, typename Change = Unchanged>
+inline void pack_panel(const T* x, int64_t stride, int64_t count, int64_t depth, T* packed,
+                       Change change = {}) {
   if (count < kPanel<T>) {
     __builtin_memset(packed, 0, sizeof(T) * static_cast<std::size_t>(depth * kPanel<T>));
   }
-  transpose(count, depth, x, depth, packed, kPanel<T>);
+  transpose(count, depth, x, stride, packed, kPanel<T>, change);
+}
+
+// whole panels of a product without terms
+template <typename T>
+inline void clear_product(int64_t rows, int64_t columns, Output<T> out) {
+  for (int64_t i = 0; i < rows; ++i) {
+    __builtin_memset(out.data + i * out.stride, 0, sizeof(T) * round_up(columns, kPanel<T>));
+  }
 }
 
 // out[i, j] = a_i . x_j for the packed x; whole panels are written
@@ -136,9 +153,7 @@ template <typename T>
 inline void dot_products(int64_t rows, int64_t columns, int64_t depth, const T* a, const T* packed,
                          Output<T> out) {
   if (depth == 0) {
-    for (int64_t i = 0; i < rows; ++i) {
-      __builtin_memset(out.data + i * out.stride, 0, sizeof(T) * round_up(columns, kPanel<T>));
-    }
+    clear_product(rows, columns, out);
   }
   for (int64_t k = 0; k < depth; k += kDepth) {
     const int64_t steps = depth - k < kDepth ? depth - k : kDepth;
@@ -151,27 +166,17 @@ inline void dot_products(int64_t rows, int64_t columns, int64_t depth, const T* 
 }
 
 // out [rows, columns] += a [rows, depth] x [depth, columns]. Slices of x are copied together: rows
-// that lie a power of two apart would throw each other out of the cache.
-template <typename T>
-inline void add_product(int64_t rows, int64_t depth, int64_t columns, Factor<T> a, const T* x,
+// that lie a power of two apart would throw each other out of the cache. `copy(k, steps, j, width,
+// slice)` writes x[k : k + steps, j : j + width] to rows of kPanel.
+template <typename T, typename Copy>
+inline void add_product(int64_t rows, int64_t depth, int64_t columns, Factor<T> a, Copy copy,
                         T* out) {
   alignas(64) T slice[kDepth * kPanel<T>];
   for (int64_t k = 0; k < depth; k += kDepth) {
     const int64_t steps = depth - k < kDepth ? depth - k : kDepth;
     for (int64_t j = 0; j < columns; j += kPanel<T>) {
       const int64_t width = columns - j < kPanel<T> ? columns - j : kPanel<T>;
-      for (int64_t s = 0; s < steps; ++s) {
-        const T* from = x + (k + s) * columns + j;
-        T* to = slice + s * kPanel<T>;
-        if (width == kPanel<T>) {
-          store(to, load(from));
-          store(to + kLanes<T>, load(from + kLanes<T>));
-        } else {
-          for (int64_t c = 0; c < kPanel<T>; ++c) {
-            to[c] = c < width ? from[c] : T{0};
-          }
-        }
-      }
+      copy(k, steps, j, width, static_cast<T*>(slice));
       multiply_panel<T>(rows, steps, {a.data + k * a.step, a.row, a.step}, slice,
                         {out + j, columns}, width, true);
     }

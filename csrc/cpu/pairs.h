@@ -105,10 +105,14 @@ class Pairs {
   }
 
   // Rows and columns of a block: whole panels, and whole groups of the micro-kernel where that is
-  // not too coarse to share a small matrix among threads.
+  // not too coarse to share a small matrix among threads. `tiled` prepares the items of a tile for
+  // it alone, the cheaper the larger the tile.
   static int64_t block_size(const Matrix<T>& matrix, bool dense) {
     const int64_t n = matrix.queries > matrix.keys ? matrix.queries : matrix.keys;
-    return n <= 128 && dense ? 32 : n <= 1536 || dense ? 96 : 192;
+    if (dense) {
+      return n <= 128 ? 32 : 96;
+    }
+    return n <= 384 ? 96 : n <= 1024 ? 128 : 192;
   }
 
   PreparedSide<T> prepare_side(const Side<T>& side, double scale) {
@@ -127,11 +131,11 @@ class Pairs {
     PreparedSide<T> prepared;
     prepared.scale = static_cast<T>(scale);
     prepared.queries = prepare_items(how, side.queries, matrix_.query_index, matrix_.queries,
-                                     side.dim, query_mean, parallel);
+                                     side.dim, query_mean, dense_, parallel);
     prepared.keys = self_ ? prepared.queries
                           : prepare_items(how, side.keys, matrix_.key_index, matrix_.keys, side.dim,
-                                          key_mean, parallel);
-    prepared.keys.packed = pack_items(prepared.keys, parallel);
+                                          key_mean, dense_, parallel);
+    prepared.keys.packed = dense_ ? pack_items(prepared.keys, parallel) : nullptr;
     poison += prepared.queries.poison + prepared.keys.poison;
     return prepared;
   }

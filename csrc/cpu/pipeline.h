@@ -252,7 +252,7 @@ class Pipeline {
   void add_mirror_products(const Tile<T>& tile, T* products, T* sums);
   void affinity_gradient(const Tile<T>& tile, int64_t i, const Buffers& buffers) const;
   void finish_gradients();
-  void finish_items(const Items<T>& items, const T* products, const T* sums, T* out);
+  void finish_items(const Items<T>& items, const T* sums, T* products);
 
   const Settings& settings_;
   Matrix<T>& matrix_;
@@ -276,7 +276,8 @@ class Pipeline {
   double student_square_ = 0;  // what centering took out of the sum of A^2, or all of it
   double teacher_square_ = 0;
 
-  // [count, dim] sum_j V_ij k_j and [count] sum_j V_ij; of keys, sums over the queries
+  // [count, dim] sum_j V_ij k_j and [count] sum_j V_ij; of keys, sums over the queries. The
+  // products lie in the gradients' own memory where those are wanted.
   T* query_products_ = nullptr;
   T* query_sums_ = nullptr;
   T* key_products_ = nullptr;

@@ -85,17 +85,18 @@ void Pipeline<T>::add_row_gradients(const Tile<T>& tile) {
 
 template <typename T>
 void Pipeline<T>::add_products(const Tile<T>& tile) {
-  const int64_t dim = pairs_.student.keys.dim;
-  add_product<T>(tile.rows, tile.columns, dim, {tile.student, tile.stride, 1},
-                 pairs_.student.keys.rows + tile.column * dim, query_products_ + tile.row * dim);
+  if (query_products_ != nullptr) {
+    add_product<T>(tile.rows, {tile.student, tile.stride, 1}, pairs_.student.keys,
+                   {tile.column, tile.columns},
+                   query_products_ + tile.row * pairs_.student.keys.dim);
+  }
 }
 
 // The same of the transposed tile: what its columns receive from its rows.
 template <typename T>
 void Pipeline<T>::add_mirror_products(const Tile<T>& tile, T* products, T* sums) {
-  const int64_t dim = pairs_.student.queries.dim;
-  add_product<T>(tile.columns, tile.rows, dim, {tile.student, 1, tile.stride},
-                 pairs_.student.queries.rows + tile.row * dim, products + tile.column * dim);
+  add_product<T>(tile.columns, {tile.student, 1, tile.stride}, pairs_.student.queries,
+                 {tile.row, tile.rows}, products + tile.column * pairs_.student.queries.dim);
   if (is_distance(settings_.pair)) {
     for (int64_t i = 0; i < tile.rows; ++i) {
       for (int64_t j = 0; j < tile.columns; ++j) {
@@ -107,11 +108,13 @@ void Pipeline<T>::add_mirror_products(const Tile<T>& tile, T* products, T* sums)
 
 template <typename T>
 void Pipeline<T>::sweep_gradients() {
-  query_products_ = take_filled<T>(matrix_.queries * pairs_.student.queries.dim, 0);
+  query_products_ = matrix_.query_gradient;
+  if (query_products_ == nullptr && matrix_.scale_gradient_wanted) {
+    query_products_ = take_filled<T>(matrix_.queries * pairs_.student.queries.dim, 0);
+  }
   query_sums_ = take_filled<T>(matrix_.queries, 0);
   const bool keys = matrix_.key_gradient != nullptr;
-  key_products_ =
-      keys ? take_filled<T>(matrix_.keys * pairs_.student.keys.dim, 0) : query_products_;
+  key_products_ = keys ? matrix_.key_gradient : query_products_;
   key_sums_ = keys ? take_filled<T>(matrix_.keys, 0) : query_sums_;
   const auto visit = [this](const Tile<T>& tile) {
     if (fused_) {
@@ -139,22 +142,23 @@ void Pipeline<T>::sweep_gradients() {
   }
 }
 
-// Stage 1 backwards: from sums over pairs to the gradient of the items, written where they came
-// from.
+// Stage 1 backwards: from sums over pairs to the gradient of the items, in place, and then to where
+// they came from.
 template <typename T>
-void Pipeline<T>::finish_items(const Items<T>& items, const T* products, const T* sums, T* out) {
+void Pipeline<T>::finish_items(const Items<T>& items, const T* sums, T* products) {
   const T factor = slope_factor(settings_, pairs_.student.scale);
   const bool distance = is_distance(settings_.pair);
   constexpr int64_t block = 32;
   const Parallel threads = parallel_for_elements(pairs_.parallel, items.count * items.dim);
   for_each_task(threads, count_blocks(items.count, block), [&](int64_t task) {
+    const Scratch scratch;
+    T* buffer = take<T>(items.dim);
     const Range range = block_range(items.count, block, task);
     for (int64_t i = range.begin; i < range.begin + range.size; ++i) {
-      const T* x = items.rows + i * items.dim;
-      const T* product = products + i * items.dim;
-      T* gradient = out + (items.index == nullptr ? i : items.index[i]) * items.dim;
+      const T* x = items.values(i, buffer);
+      T* gradient = products + i * items.dim;
       for (int64_t d = 0; d < items.dim; ++d) {
-        gradient[d] = factor * (distance ? sums[i] * x[d] - product[d] : product[d]);
+        gradient[d] = factor * (distance ? sums[i] * x[d] - gradient[d] : gradient[d]);
       }
       if (settings_.unit) {
         through_unit_length(x, items.inverse_lengths[i], items.dim, gradient);
@@ -162,26 +166,29 @@ void Pipeline<T>::finish_items(const Items<T>& items, const T* products, const T
     }
   });
   if (centers_features(settings_)) {
-    through_centering(items, out, pairs_.parallel);
+    through_centering(items, products, pairs_.parallel);
   }
+  scatter_rows(items, products);
 }
 
 template <typename T>
 void Pipeline<T>::finish_gradients() {
-  if (matrix_.query_gradient != nullptr) {
-    finish_items(pairs_.student.queries, query_products_, query_sums_, matrix_.query_gradient);
-  }
-  if (matrix_.key_gradient != nullptr) {
-    finish_items(pairs_.student.keys, key_products_, key_sums_, matrix_.key_gradient);
-  }
   if (matrix_.scale_gradient_wanted) {
     // A = scale * g: d loss / d scale = sum_ij dA_ij g_ij, and a self-affinity's V holds dA twice
-    const int64_t dim = pairs_.student.queries.dim;
+    const Items<T>& queries = pairs_.student.queries;
+    const Scratch scratch;
+    T* buffer = take<T>(queries.dim);
     double sum = 0;
     for (int64_t i = 0; i < matrix_.queries; ++i) {
-      sum += dot(query_products_ + i * dim, pairs_.student.queries.rows + i * dim, dim);
+      sum += dot(query_products_ + i * queries.dim, queries.values(i, buffer), queries.dim);
     }
     matrix_.scale_gradient = self_ ? sum / 2 : sum;
+  }
+  if (matrix_.query_gradient != nullptr) {
+    finish_items(pairs_.student.queries, query_sums_, matrix_.query_gradient);
+  }
+  if (matrix_.key_gradient != nullptr) {
+    finish_items(pairs_.student.keys, key_sums_, matrix_.key_gradient);
   }
 }
 

@@ -30,15 +30,18 @@ void Pipeline<T>::find_linear_sums_of(const PreparedSide<T>& side, RowState* sta
   for_each_task(threads, count_blocks(dim, block), [&](int64_t task) {
     const Range range = block_range(dim, block, task);
     for (int64_t j = 0; j < side.keys.count; ++j) {
-      const T* key = side.keys.rows + j * dim;
-      for (int64_t d = range.begin; d < range.begin + range.size; ++d) {
-        key_sum[d] += key[d];
+      T buffer[block];
+      const T* key = side.keys.values(j, range, buffer);
+      for (int64_t d = 0; d < range.size; ++d) {
+        key_sum[range.begin + d] += key[d];
       }
     }
   });
   const double offsets = settings_.offset * static_cast<double>(side.keys.count);
   for_each_task(threads, side.queries.count, [&](int64_t i) {
-    states[i].first = side.scale * dot(side.queries.rows + i * dim, key_sum, dim) + offsets;
+    const Scratch buffers;
+    const T* query = side.queries.values(i, take<T>(dim));
+    states[i].first = side.scale * dot(query, key_sum, dim) + offsets;
   });
 }
 
@@ -146,13 +149,15 @@ template <typename T>
 double Pipeline<T>::square_before_centering(const PreparedSide<T>& side) const {
   const int64_t dim = side.keys.dim;
   const Items<T>&queries = side.queries, &keys = side.keys;
+  const Scratch scratch;
+  T* buffer = take<T>(dim);
   double of_rows = 0, of_columns = 0;
   for (int64_t i = 0; i < queries.count; ++i) {
-    const double row = dot(queries.rows + i * dim, keys.mean, dim);
+    const double row = dot(queries.values(i, buffer), keys.mean, dim);
     of_rows += row * row;
   }
   for (int64_t j = 0; j < keys.count; ++j) {
-    const double column = dot(keys.rows + j * dim, queries.mean, dim);
+    const double column = dot(keys.values(j, buffer), queries.mean, dim);
     of_columns += column * column;
   }
   const double grand = dot(queries.mean, keys.mean, dim);

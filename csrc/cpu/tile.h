@@ -138,8 +138,13 @@ template <typename T>
 inline void fill_values(const Settings& settings, const PairRules<T>& rules,
                         const PreparedSide<T>& side, const Tile<T>& tile, T* values) {
   const int64_t dim = side.queries.dim;
-  dot_products(tile.rows, tile.columns, dim, side.queries.rows + tile.row * dim,
-               side.keys.packed + tile.column * dim, {values, tile.stride});
+  if (side.keys.packed != nullptr) {
+    dot_products(tile.rows, tile.columns, dim, side.queries.rows + tile.row * dim,
+                 side.keys.packed + tile.column * dim, {values, tile.stride});
+  } else {
+    dot_products<T>(side.queries, {tile.row, tile.rows}, side.keys, {tile.column, tile.columns},
+                    {values, tile.stride});
+  }
   const bool zeroed = settings.diagonal == Diagonal::zero && stores_affinity(settings);
   const bool patched = is_distance(settings.pair) || zeroed;
   // of a pair at distance 0
