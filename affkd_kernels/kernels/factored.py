@@ -24,6 +24,8 @@ teacher agree to better than 1 %, and ``algorithm="tiled"`` or the reference is 
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
@@ -40,9 +42,11 @@ from .moments import (
     diagonal_of,
     key_moments,
     matrix_sums,
+    row_chunks,
     row_sums,
     shifted,
     weighted_moments,
+    zero_moments,
 )
 from .result import LossAndGrad, Needs
 
@@ -76,27 +80,47 @@ def _lacks_diagonal(spec: LossSpec) -> bool:
     return spec.diagonal != "keep" or own_distance
 
 
+class Call(NamedTuple):
+    """What every step of one call reads."""
+
+    spec: LossSpec
+    student: Side
+    teacher: Side
+    moments: Moments
+    diagonal: Diagonal | None
+
+    @staticmethod
+    def of(spec: LossSpec, inputs: Inputs) -> Call:
+        student, teacher = factorize(spec, inputs)
+        moments = key_moments(student, teacher, _moment_dtype(inputs))
+        diagonal = None
+        if _lacks_diagonal(spec):
+            offset = spec.diagonal_offset or 0
+            diagonal = diagonal_of(student, teacher, offset, moments.student.dtype)
+        return Call(spec, student, teacher, moments, diagonal)
+
+
+# dF and dK [N, rows, R], both still without the factor scale_s; dK None: dF holds it as well
+Products = tuple[Tensor, "Tensor | None"]
+
+
 def loss_and_grad(spec: LossSpec, inputs: Inputs, needs: Needs, algorithm: str) -> LossAndGrad:
     """The loss, and the gradients that ``needs`` asks for; see the module's formulas."""
-    student, teacher = factorize(spec, inputs)
+    call = Call.of(spec, inputs)
     counts = Counts.of(spec, inputs)
-    moments = key_moments(student, teacher, _moment_dtype(inputs))
-    uniform = inputs.row_weight is None and not isinstance(spec.normalization, RowL2)
-    if uniform and student.symmetric:
-        sums = matrix_sums(moments)
+    moment = call.moments.student
+    weight = _weight(spec, inputs, moment) * counts.reciprocal(spec.reduction, moment)
+    one_statistic = isinstance(spec.normalization, Frobenius)
+    none_needed = isinstance(spec.normalization, NoNormalization) and weight.dim() == 0
+    if one_statistic or (none_needed and call.student.symmetric):
+        losses, products = _sums_then_products(call, weight, any(needs))
     else:
-        sums = row_sums(student, teacher, moments)
-    diagonal = _diagonal(spec, student, teacher, moments)
-    sums = _without_diagonal(sums.scaled(student, teacher), diagonal)
-    weight = _weights(spec, inputs, sums) * counts.reciprocal(spec.reduction, moments.student)
-    losses, alpha, beta = _loss_terms(spec, sums, weight, _floors(spec, student, teacher, moments))
+        losses, products = _row_by_row(call, weight, any(needs))
     per_row = losses.shape[1] == inputs.student.shape[1]
     loss = counts.zero_without_pairs(losses, per_row).sum().to(inputs.dtype)
-    if not any(needs):
+    if products is None:
         return LossAndGrad(loss)
-    d_student, d_keys, d_scale = _gradients(
-        student, teacher, moments, diagonal, (alpha, beta), needs
-    )
+    d_student, d_keys, d_scale = _gradients(call.student, products, needs)
     if d_student is not None:
         d_student = counts.zero_without_pairs(d_student, per_row=True)
     if d_keys is not None:
@@ -106,12 +130,11 @@ def loss_and_grad(spec: LossSpec, inputs: Inputs, needs: Needs, algorithm: str) 
 
 def row_losses(spec: LossSpec, inputs: Inputs, algorithm: str) -> Tensor:
     """The row losses r_i [N, Q], in the computation dtype."""
-    student, teacher = factorize(spec, inputs)
-    moments = key_moments(student, teacher, _moment_dtype(inputs))
-    sums = row_sums(student, teacher, moments).scaled(student, teacher)
-    sums = _without_diagonal(sums, _diagonal(spec, student, teacher, moments))
-    weight = _weights(spec, inputs, sums)
-    rows, _, _ = _loss_terms(spec, sums, weight, _floors(spec, student, teacher, moments))
+    call = Call.of(spec, inputs)
+    sums = row_sums(call.student, call.teacher, call.moments)
+    sums = _without_diagonal(sums, call.diagonal)
+    weight = _weight(spec, inputs, call.moments.student).expand_as(sums.student)
+    rows, _, _ = _loss_terms(spec, sums, weight, _floors(call))
     return Counts.of(spec, inputs).zero_without_pairs(rows, per_row=True).to(inputs.dtype)
 
 
@@ -124,18 +147,102 @@ def _moment_dtype(inputs: Inputs) -> torch.dtype:
     return inputs.dtype
 
 
-def _weights(spec: LossSpec, inputs: Inputs, sums: Sums) -> Tensor:
-    """What multiplies each row's sum of squares, [N, Q or 1], but for the reduction's count."""
+def _weight(spec: LossSpec, inputs: Inputs, like: Tensor) -> Tensor:
+    """What multiplies each row's sum of squares, [] or [N, Q], but for the reduction's count."""
     if inputs.row_weight is None:
-        return torch.full_like(sums.student, spec.weight)
-    weight = spec.weight * inputs.row_weight.to(sums.student.dtype)
+        return torch.full((), spec.weight, dtype=like.dtype, device=like.device)
+    weight = spec.weight * inputs.row_weight.to(like.dtype)
     return weight if inputs.mask is None else weight.masked_fill(~inputs.mask, 0.0)
 
 
-def _diagonal(spec: LossSpec, student: Side, teacher: Side, moments: Moments) -> Diagonal | None:
-    if not _lacks_diagonal(spec):
+def _sums_then_products(
+    call: Call, weight: Tensor, want_products: bool
+) -> tuple[Tensor, Products | None]:
+    """Where rows share alpha and beta: all sums first, from the moments alone if F = K."""
+    student, teacher, moments = call.student, call.teacher, call.moments
+    if weight.dim() == 0 and student.symmetric:
+        sums = matrix_sums(student, teacher, moments)
+    else:
+        sums = row_sums(student, teacher, moments)
+    sums = _without_diagonal(sums, call.diagonal)
+    losses, *coefficients = _loss_terms(
+        call.spec, sums, weight.expand_as(sums.student), _floors(call)
+    )
+    if not want_products:
+        return losses, None
+    alpha, beta = (x.unsqueeze(-1) for x in coefficients)  # [N, Q or 1, 1]
+    # carry f_i and t_i to sum_j A_ij k_j of student and teacher, [N, R, Rs]
+    to_own, to_cross = moments.student * student.scale, moments.cross.mT * teacher.scale
+    operands = (student.queries, teacher.queries)
+    d_own = _diagonal_part(call.diagonal, alpha, beta)
+    if alpha.shape[1] == 1 and student.symmetric:
+        # one alpha and beta for a symmetric A: dL/dA is symmetric, and dK = dF
+        minus = None if d_own is None else (2 * d_own[0], d_own[1])
+        maps = (2 * alpha * to_own, 2 * beta * to_cross)
+        return losses, (combined(operands, maps, minus=minus), None)
+    shape = (*student.queries.shape[:2], 1)
+    weights = alpha.expand(shape), beta.expand(shape)
+    d_queries = combined(operands, (to_own, to_cross), weights, d_own)
+    return losses, _with_keys(call, d_queries, weighted_moments(student, teacher, weights), d_own)
+
+
+def _row_by_row(call: Call, weight: Tensor, want_products: bool) -> tuple[Tensor, Products | None]:
+    """Where each row has its own alpha and beta: sums, coefficients and dF in one sweep."""
+    student, teacher = call.student, call.teacher
+    shape = student.queries.shape[:2]
+    weight = weight.expand(shape)
+    losses, alpha, beta = (call.moments.student.new_empty(shape) for _ in range(3))
+    d_queries = torch.empty_like(student.queries) if want_products else None
+    own, cross = zero_moments(call.moments)
+    for chunk in row_chunks(student, teacher, call.moments):
+        rows = chunk.rows
+        diagonal = None if call.diagonal is None else call.diagonal.of(rows)
+        sums = _without_diagonal(chunk.sums, diagonal)
+        losses[:, rows], a, b = _loss_terms(call.spec, sums, weight[:, rows], (0.0, 0.0))
+        if d_queries is None:
+            continue
+        alpha[:, rows], beta[:, rows] = a, b
+        a, b = a.unsqueeze(-1), b.unsqueeze(-1)
+        part = a * student.scale * chunk.own + b * teacher.scale * chunk.cross
+        d_own = _diagonal_part(diagonal, a, b)
+        d_queries[:, rows] = part if d_own is None else part - d_own[0] * d_own[1]
+        own.baddbmm_((chunk.student * a).mT, chunk.student)
+        cross.baddbmm_((chunk.teacher * b).mT, chunk.student)
+    if d_queries is None:
+        return losses, None
+    d_own = _diagonal_part(call.diagonal, alpha.unsqueeze(-1), beta.unsqueeze(-1))
+    weighted = (own * student.scale, cross * teacher.scale)
+    return losses, _with_keys(call, d_queries, weighted, d_own)
+
+
+def _diagonal_part(
+    diagonal: Diagonal | None, alpha: Tensor, beta: Tensor
+) -> tuple[Tensor, Tensor] | None:
+    """dL/dA_ii [N, Q, 1], which the moments hold and the loss does not, and its keys [N, Q, R]."""
+    if diagonal is None:
         return None
-    return diagonal_of(student, teacher, spec.diagonal_offset or 0, moments.student.dtype)
+    d_own = alpha * diagonal.student.unsqueeze(-1) + beta * diagonal.teacher.unsqueeze(-1)
+    return d_own, diagonal.keys
+
+
+def _with_keys(
+    call: Call,
+    d_queries: Tensor,
+    weighted: tuple[Tensor, Tensor],
+    d_own: tuple[Tensor, Tensor] | None,
+) -> Products:
+    """Add dK: to dF where F = K, else beside it."""
+    student, diagonal = call.student, call.diagonal
+    minus = None
+    if diagonal is not None and d_own is not None:
+        # row j's own query is j - offset
+        length = student.keys.shape[1]
+        minus = (
+            shifted(d_own[0], -diagonal.offset, length),
+            shifted(student.queries, -diagonal.offset, length),
+        )
+    d_keys = combined((student.keys, call.teacher.keys), weighted, minus=minus)
+    return (d_queries.add_(d_keys), None) if student.symmetric else (d_queries, d_keys)
 
 
 def _without_diagonal(sums: Sums, diagonal: Diagonal | None) -> Sums:
@@ -159,15 +266,14 @@ def _remainder(total: Tensor, part: Tensor) -> Tensor:
     return rest.masked_fill(rest <= 8 * torch.finfo(total.dtype).eps * total, 0.0)
 
 
-def _floors(
-    spec: LossSpec, student: Side, teacher: Side, moments: Moments
-) -> tuple[Tensor | float, Tensor | float]:
+def _floors(call: Call) -> tuple[Tensor | float, Tensor | float]:
     """The norm up to which each side's centered matrix counts as zero."""
-    if not (isinstance(spec.normalization, Frobenius) and spec.normalization.center):
+    normalization = call.spec.normalization
+    if not (isinstance(normalization, Frobenius) and normalization.center):
         return 0.0, 0.0
     return (
-        student.centering_floor(moments.student),
-        teacher.centering_floor(moments.teacher),
+        call.student.centering_floor(call.moments.student),
+        call.teacher.centering_floor(call.moments.teacher),
     )
 
 
@@ -206,48 +312,13 @@ def _inverse_root(square: Tensor, eps: float, floor: Tensor | float) -> Tensor:
 
 
 def _gradients(
-    student: Side,
-    teacher: Side,
-    moments: Moments,
-    diagonal: Diagonal | None,
-    coefficients: tuple[Tensor, Tensor],
-    needs: Needs,
+    student: Side, products: Products, needs: Needs
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     """Gradients of student, student keys and student scale."""
-    alpha, beta = (x.unsqueeze(-1) for x in coefficients)  # [N, Q or 1, 1]
-    # carry f_i and t_i to sum_j A_ij k_j of student and teacher, [N, R, Rs]
-    to_own, to_cross = moments.student * student.scale, moments.cross.mT * teacher.scale
-    queries, keys = (student.queries, teacher.queries), (student.keys, teacher.keys)
-    # dL/dA_ii, which the moments hold and the loss does not
-    d_own = None
-    if diagonal is not None:
-        d_own = alpha * diagonal.student.unsqueeze(-1) + beta * diagonal.teacher.unsqueeze(-1)
-    d_keys = None
-    if alpha.shape[1] == 1 and student.symmetric:
-        # one alpha and beta for a symmetric A: dL/dA is symmetric, and dK = dF
-        minus = None if diagonal is None or d_own is None else (2 * d_own, diagonal.keys)
-        d_queries = combined(queries, (2 * alpha * to_own, 2 * beta * to_cross), minus=minus)
-    else:
-        shape = (*student.queries.shape[:2], 1)
-        weights = alpha.expand(shape), beta.expand(shape)
-        minus = None if diagonal is None or d_own is None else (d_own, diagonal.keys)
-        d_queries = combined(queries, (to_own, to_cross), weights, minus)
-        minus = None if diagonal is None or d_own is None else _to_keys(student, diagonal, d_own)
-        d_keys = combined(keys, weighted_moments(student, teacher, weights), minus=minus)
-        if student.symmetric:
-            d_queries, d_keys = d_queries.add_(d_keys), None
+    d_queries, d_keys = products
     d_scale = None
     if needs.student_scale:
         # dF still lacks the factor scale_s, so that dL/dscale = sum F dF needs no division by it;
         # half of it where dF holds dK as well
         d_scale = (student.queries * d_queries).sum() * (0.5 if student.symmetric else 1.0)
     return (*student.gradients(d_queries, d_keys, needs), d_scale)
-
-
-def _to_keys(student: Side, diagonal: Diagonal, d_own: Tensor) -> tuple[Tensor, Tensor]:
-    """The diagonal's part of dK: row j's own query is j - offset."""
-    length = student.keys.shape[1]
-    return (
-        shifted(d_own, -diagonal.offset, length),
-        shifted(student.queries, -diagonal.offset, length),
-    )

@@ -48,6 +48,11 @@ class Diagonal(NamedTuple):
     teacher: Tensor  # A_t,ii [N, Q]
     offset: int
 
+    def of(self, rows: slice) -> Diagonal:
+        return Diagonal(
+            self.keys[:, rows], self.student[:, rows], self.teacher[:, rows], self.offset
+        )
+
 
 def key_moments(student: Side, teacher: Side, dtype: torch.dtype) -> Moments:
     n, _, rank_s = student.keys.shape
@@ -64,22 +69,45 @@ def key_moments(student: Side, teacher: Side, dtype: torch.dtype) -> Moments:
     return Moments(own, other, cross)
 
 
-def matrix_sums(moments: Moments) -> Sums:
+def matrix_sums(student: Side, teacher: Side, moments: Moments) -> Sums:
     """Per matrix [N, 1], for F = K on both sides: <F'F, K'K> is a norm of the moments."""
-    return Sums(*(x.square().sum((1, 2)).unsqueeze(1) for x in moments))
+    sums = Sums(*(x.square().sum((1, 2)).unsqueeze(1) for x in moments))
+    return sums.scaled(student, teacher)
+
+
+class RowChunk(NamedTuple):
+    """Some rows, in the dtype of the moments."""
+
+    rows: slice
+    student: Tensor  # f_i [N, rows, Rs]
+    teacher: Tensor  # t_i [N, rows, Rt]
+    own: Tensor  # f_i K_s' K_s [N, rows, Rs]
+    cross: Tensor  # t_i K_t' K_s [N, rows, Rs]
+    sums: Sums  # [N, rows]
+
+
+def row_chunks(student: Side, teacher: Side, moments: Moments) -> Iterator[RowChunk]:
+    """The rows and their products with the moments; both the sums and dF are made of these."""
+    dtype = moments.student.dtype
+    for rows in chunks(student.queries):
+        s, t = student.queries[:, rows].to(dtype), teacher.queries[:, rows].to(dtype)
+        own, cross = s @ moments.student, t @ moments.cross.mT
+        sums = Sums(_row_dots(own, s), _row_dots(t @ moments.teacher, t), _row_dots(cross, s))
+        yield RowChunk(rows, s, t, own, cross, sums.scaled(student, teacher))
 
 
 def row_sums(student: Side, teacher: Side, moments: Moments) -> Sums:
     """Per row [N, Q]."""
-    dtype = moments.student.dtype
-    n, queries, _ = student.queries.shape
-    sums = Sums(*(moments.student.new_empty((n, queries)) for _ in range(3)))
-    for rows in chunks(student.queries):
-        s, t = student.queries[:, rows].to(dtype), teacher.queries[:, rows].to(dtype)
-        sums.student[:, rows] = _row_dots(s @ moments.student, s)
-        sums.teacher[:, rows] = _row_dots(t @ moments.teacher, t)
-        sums.cross[:, rows] = _row_dots(s @ moments.cross, t)
+    sums = Sums(*(moments.student.new_empty(student.queries.shape[:2]) for _ in range(3)))
+    for chunk in row_chunks(student, teacher, moments):
+        for whole, part in zip(sums, chunk.sums, strict=True):
+            whole[:, chunk.rows] = part
     return sums
+
+
+def zero_moments(moments: Moments) -> tuple[Tensor, Tensor]:
+    """Where F_s' diag(alpha) F_s and F_t' diag(beta) F_s are summed up."""
+    return torch.zeros_like(moments.student), torch.zeros_like(moments.cross.mT.contiguous())
 
 
 def weighted_moments(
