@@ -26,7 +26,7 @@ class Plan(NamedTuple):
 
 # `factored` costs O(B D^2) and everything else O(B^2 D): it pays from this many items per feature,
 # against the fused kernels and against the reference; `python -m benchmarks.crossover` measures it
-FACTORED_FROM = {"fused": 8.0, "reference": 2.0}
+FACTORED_FROM = {"fused": 12.0, "reference": 2.0}
 # the bytes that `dense` may hold: student and teacher affinity of the matrices in flight
 DENSE_BYTES = 64 << 20
 
