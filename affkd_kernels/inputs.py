@@ -54,6 +54,19 @@ class Inputs(NamedTuple):
         keys = self.student if self.student_keys is None else self.student_keys
         return keys.shape[1]
 
+    def exchanged(self) -> Inputs:
+        """The inputs whose affinity is A'. A self-affinity is its own transpose."""
+        if self.student_keys is None or self.teacher_keys is None:
+            return self
+        return self._replace(
+            student=self.student_keys,
+            teacher=self.teacher_keys,
+            student_keys=self.student,
+            teacher_keys=self.teacher,
+            mask=self.key_mask,
+            key_mask=self.mask,
+        )
+
     @property
     def num_pairs(self) -> int:
         """Of all matrices together, masked or not."""

@@ -103,17 +103,8 @@ def _diagonal_offset(spec: LossSpec, inputs: Inputs) -> int | None:
 
 def _exchanged(inputs: Inputs, offset: int | None) -> tuple[Inputs, int | None]:
     """The inputs and the offset whose affinity is A'. A self-affinity is its own transpose."""
-    if inputs.student_keys is None or inputs.teacher_keys is None:
-        return inputs, offset
-    exchanged = inputs._replace(
-        student=inputs.student_keys,
-        teacher=inputs.teacher_keys,
-        student_keys=inputs.student,
-        teacher_keys=inputs.teacher,
-        mask=inputs.key_mask,
-        key_mask=inputs.mask,
-    )
-    return exchanged, None if offset is None else -offset
+    # a self-affinity's offset is 0
+    return inputs.exchanged(), None if offset is None else -offset
 
 
 def _row_losses(spec: LossSpec, inputs: Inputs, offset: int | None) -> tuple[Tensor, Tensor]:

@@ -71,7 +71,7 @@ def row_losses(spec: LossSpec, inputs: Inputs, algorithm: str) -> Tensor:
     exchanged = spec.axis == "column"
     choices, numbers = _options(spec, inputs, Needs(student=False), algorithm, 1.0, exchanged)
     if exchanged:
-        inputs = _exchanged(inputs)
+        inputs = inputs.exchanged()
     return torch.ops.affkd_kernels.cpu_row_losses(*inputs[:8], choices, numbers)
 
 
@@ -100,22 +100,9 @@ def _call_exchanged(
     if inputs.student_keys is None:
         return _call(spec, inputs, needs, algorithm, factor)
     traded = Needs(needs.student_keys, needs.student, needs.student_scale)
-    result = _call(spec, _exchanged(inputs), traded, algorithm, factor, exchanged=True)
+    result = _call(spec, inputs.exchanged(), traded, algorithm, factor, exchanged=True)
     return result._replace(
         grad_student=result.grad_student_keys, grad_student_keys=result.grad_student
-    )
-
-
-def _exchanged(inputs: Inputs) -> Inputs:
-    if inputs.student_keys is None or inputs.teacher_keys is None:
-        return inputs
-    return inputs._replace(
-        student=inputs.student_keys,
-        teacher=inputs.teacher_keys,
-        student_keys=inputs.student,
-        teacher_keys=inputs.teacher,
-        mask=inputs.key_mask,
-        key_mask=inputs.mask,
     )
 
 
