@@ -14,6 +14,7 @@ from torch import Tensor
 from .. import components as c
 from ..inputs import Inputs
 from ..spec import LossSpec
+from . import choices as stage
 from . import extension
 from .result import LossAndGrad, Needs
 
@@ -158,16 +159,15 @@ def _static_options(
     a, n, loss = spec.affinity, spec.normalization, spec.loss
     offset = spec.diagonal_offset if has_keys else 0
     softmax = n if isinstance(n, c.Softmax) else c.Softmax()
-    # rounding may leave a cosine below -1, and a negative "probability" has no logarithm
-    shifted = isinstance(a, c.Cosine) and a.shifted
+    bound = stage.lower_bound(a)
     reduction = "sum" if spec.reduction == "none" else spec.reduction
     choices = [
-        _PAIR_FUNCTIONS.index(_pair_function(a)),
-        isinstance(a, c.Cosine) or getattr(a, "unit", False),
-        _order(a),
-        a.clamp_min is not None or shifted,
-        _NORMALIZATIONS.index(_normalization(n)),
-        _LOSSES.index(f"kl_{loss.direction}" if isinstance(loss, c.KL) else loss.name),
+        _PAIR_FUNCTIONS.index(stage.pair_function(a)),
+        stage.unit(a),
+        stage.order(a),
+        bound is not None,
+        _NORMALIZATIONS.index(stage.normalization_kind(n)),
+        _LOSSES.index(stage.loss_kind(loss)),
         _DIAGONALS.index(spec.diagonal),
         offset is not None,
         (-offset if exchanged else offset) if offset is not None else 0,
@@ -175,13 +175,13 @@ def _static_options(
         _ALGORITHMS.index(algorithm),
         *needs,
     ]
-    student_scale, teacher_scale = _scales(a, dims)
+    student_scale, teacher_scale = stage.scales(a, dims)
     numbers = [
         student_scale,
         teacher_scale,
-        _offset(a),
+        stage.offset(a),
         getattr(a, "eps", 0.0),
-        _lower_bound(a, shifted),
+        0.0 if bound is None else bound,
         getattr(n, "eps", 0.0),
         softmax.tau_of("student"),
         softmax.tau_of("teacher"),
@@ -190,58 +190,3 @@ def _static_options(
         spec.weight * factor,
     ]
     return [int(choice) for choice in choices], [float(number) for number in numbers]
-
-
-def _lower_bound(affinity: c.Affinity, shifted: bool) -> float:
-    bound = affinity.clamp_min
-    if bound is None:
-        return 0.0
-    return max(bound, 0.0) if shifted else bound
-
-
-def _pair_function(affinity: c.Affinity) -> str:
-    if isinstance(affinity, c.RBF):
-        return "gaussian" if affinity.taylor_order is None else "taylor"
-    names: dict[type, str] = {
-        c.Gram: "linear",
-        c.Cosine: "linear",
-        c.SqEuclidean: "squared_distance",
-        c.Euclidean: "distance",
-        c.Polynomial: "power",
-    }
-    return names[type(affinity)]
-
-
-def _order(affinity: c.Affinity) -> int:
-    if isinstance(affinity, c.Polynomial):
-        return affinity.degree
-    return (affinity.taylor_order or 0) if isinstance(affinity, c.RBF) else 0
-
-
-def _scales(affinity: c.Affinity, dims: tuple[int, int]) -> tuple[float, float]:
-    """The factor of g (of sq for a Gaussian) of student and teacher."""
-    if isinstance(affinity, c.Gram):
-        return affinity.scale_of("student", dims[0]), affinity.scale_of("teacher", dims[1])
-    if isinstance(affinity, c.RBF):
-        scale = affinity.gamma if affinity.taylor_order is None else 2 * affinity.gamma
-    elif isinstance(affinity, c.Cosine):
-        scale = 0.5 if affinity.shifted else 1.0
-    else:
-        scale = affinity.scale if isinstance(affinity, c.Polynomial) else 1.0
-    return scale, scale
-
-
-def _offset(affinity: c.Affinity) -> float:
-    if isinstance(affinity, c.Cosine):
-        return 0.5 if affinity.shifted else 0.0
-    return affinity.offset if isinstance(affinity, c.Polynomial) else 0.0
-
-
-def _normalization(normalization: c.Normalization) -> str:
-    if isinstance(normalization, c.Frobenius):
-        return "frobenius_centered" if normalization.center else "frobenius"
-    if isinstance(normalization, c.Mean):
-        return f"mean_{normalization.over}"
-    if isinstance(normalization, c.Max):
-        return "max_detached" if normalization.detach else "max"
-    return normalization.name
