@@ -13,17 +13,21 @@ from torch import Tensor
 from torch.nn.modules.loss import _Loss
 
 from .dispatch import in_functorch
-from .inputs import canonical_inputs
+from .inputs import Inputs, canonical_inputs
 from .kernels.angle import COINCIDENT, angle_sum
 from .ops import _once
-from .spec import ITEMS, make_spec
+from .spec import ITEMS, LossSpec, make_spec
 
 __all__ = ["RKDAngleLoss", "rkd_angle_loss"]
 
 REDUCTIONS = ("mean", "batchmean", "matrixmean", "sum")
 BACKENDS = ("auto", "reference")
 # all that the input contract asks of a triple is how to read the layout
-_LAYOUTS = {items: make_spec("euclidean", "none", "mse", items=items) for items in ITEMS}
+_LAYOUTS = {
+    (items, detach): make_spec("euclidean", "none", "mse", items=items, detach_teacher=detach)
+    for items in ITEMS
+    for detach in (True, False)
+}
 
 
 def rkd_angle_loss(
@@ -35,6 +39,7 @@ def rkd_angle_loss(
     weight: float = 1.0,
     items: str = "samples",
     mask: Tensor | None = None,
+    process_group: Any = None,
     detach_teacher: bool = True,
     backend: str = "auto",
 ) -> Tensor:
@@ -59,6 +64,8 @@ def rkd_angle_loss(
         items: `"samples"` [B, ...], `"tokens"` [..., L, D], `"pixels"` or `"channels"`
             [N, C, H, W], as in `affinity_loss`.
         mask: [..., L] bool, True = valid. A masked item is in no triple and gets gradient 0.
+        process_group: the ranks whose items make one batch, as in `affinity_loss`. Each rank
+            computes all angles of `"samples"`.
         detach_teacher: False lets the teacher have a gradient; the reference then computes it.
         backend: `"auto"`, or `"reference"` for the literal eager form, which is differentiable
             twice and stores [L, L, D] and [L, L, L]. Under a `torch.func` transform it is taken
@@ -73,7 +80,8 @@ def rkd_angle_loss(
         RuntimeError: in a second derivative of the `"auto"` path.
     """
     _check_options(beta, reduction, weight, items, detach_teacher, backend)
-    inputs, _ = canonical_inputs(_LAYOUTS[items], student, teacher, mask=mask)
+    layout = _LAYOUTS[(items, detach_teacher)]
+    inputs = _inputs(layout, process_group, student, teacher, mask)
     x, y, valid = inputs.student, inputs.teacher, inputs.mask
     y = y.detach() if detach_teacher else y
     if backend == "reference" or not detach_teacher or in_functorch():
@@ -81,7 +89,24 @@ def rkd_angle_loss(
     else:
         need_gradient = torch.is_grad_enabled() and x.requires_grad
         total, _ = _angle_op(x, y, valid, beta, need_gradient)
-    return weight * total / _count(reduction, x, valid)
+    count = _count(reduction, x, valid)
+    if process_group is not None and items != "samples":
+        from . import distributed
+
+        return weight * distributed.mean_over_ranks(total, count, process_group)
+    return weight * total / (max(count, 1) if isinstance(count, int) else count.clamp(min=1))
+
+
+def _inputs(
+    layout: LossSpec, process_group: Any, student: Tensor, teacher: Tensor, mask: Tensor | None
+) -> Inputs:
+    """The canonical items: those of all ranks where they make one matrix."""
+    if process_group is None or layout.items != "samples":
+        return canonical_inputs(layout, student, teacher, mask=mask)[0]
+    from . import distributed
+
+    call = Inputs(student, teacher, mask=mask)
+    return distributed.rows_of_all_ranks(layout, process_group, call)
 
 
 class RKDAngleLoss(_Loss):
@@ -97,6 +122,7 @@ class RKDAngleLoss(_Loss):
         reduction: str = "mean",
         weight: float = 1.0,
         items: str = "samples",
+        process_group: Any = None,
         detach_teacher: bool = True,
         backend: str = "auto",
     ) -> None:
@@ -106,6 +132,7 @@ class RKDAngleLoss(_Loss):
         self.reduction = reduction
         self.weight = weight
         self.items = items
+        self.process_group = process_group
         self.detach_teacher = detach_teacher
         self.backend = backend
 
@@ -119,6 +146,7 @@ class RKDAngleLoss(_Loss):
             weight=self.weight,
             items=self.items,
             mask=mask,
+            process_group=self.process_group,
             detach_teacher=self.detach_teacher,
             backend=self.backend,
         )
@@ -151,16 +179,16 @@ def _check_options(
 
 
 def _count(reduction: str, x: Tensor, mask: Tensor | None) -> int | Tensor:
-    """What the reduction divides by, at least 1."""
+    """What the reduction divides by; 0 divides by nothing."""
     matrices, length = x.shape[:2]
     if reduction == "sum":
-        return 1
+        return 0
     if reduction == "matrixmean":
-        return max(matrices, 1)
+        return matrices
     power = 3 if reduction == "mean" else 1
     if mask is None:
-        return max(matrices * length**power, 1)
-    return (mask.sum(1) ** power).sum().clamp(min=1)
+        return matrices * length**power
+    return (mask.sum(1) ** power).sum()
 
 
 def _reference_sum(student: Tensor, teacher: Tensor, mask: Tensor | None, beta: float) -> Tensor:

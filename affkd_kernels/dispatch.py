@@ -9,7 +9,8 @@ from typing import NamedTuple
 import torch
 
 from .inputs import Inputs
-from .kernels import cpu, factored
+from .kernels import factored
+from .kernels.lookup import missing
 from .spec import LossSpec
 
 
@@ -24,11 +25,17 @@ class Plan(NamedTuple):
         return f"{self.backend}/{self.algorithm}: {self.reason}"
 
 
+# the fused backends of a device, as "auto" tries them
+FUSED = {"cpu": ("cpp",), "cuda": ("cpp", "triton"), "xpu": ("triton",)}
 # `factored` costs O(B D^2) and everything else O(B^2 D): it pays from this many items per feature,
 # against the fused kernels and against the reference; `python -m benchmarks.crossover` measures it
 FACTORED_FROM = {"fused": 12.0, "reference": 2.0}
+# and, on a GPU, not below this many items, where its launches cost more than all pairs: estimated
+FACTORED_ITEMS = {"cuda": 8192}
 # the bytes that `dense` may hold: student and teacher affinity of the matrices in flight
-DENSE_BYTES = 64 << 20
+DENSE_BYTES = {"cpu": 64 << 20, "cuda": 256 << 20}
+# N Q K D up to which a GPU computes the products in about the time of a launch: estimated
+LAUNCH_BOUND = 1 << 25
 
 
 def make_plan(spec: LossSpec, inputs: Inputs) -> Plan:
@@ -43,9 +50,11 @@ def make_plan(spec: LossSpec, inputs: Inputs) -> Plan:
         if spec.backend not in ("auto", "reference") or spec.algorithm not in ("auto", "dense"):
             _refuse(spec, f"{blocked}; use backend='reference'")
         return Plan("reference", "dense", blocked or "asked for by name")
-    fused = fused_missing(inputs.student.device.type)
-    if spec.backend == "triton" or (spec.backend == "cpp" and fused):
-        _refuse(spec, fused or "this version has no Triton kernels")
+    device = inputs.student.device.type
+    asked = spec.backend in ("cpp", "triton")
+    fused = missing(spec.backend, device) if asked else fused_missing(device)
+    if asked and fused:
+        _refuse(spec, fused)
     factored_plan = _factored_plan(spec, inputs, fused is None)
     if factored_plan is not None:
         return factored_plan
@@ -95,7 +104,8 @@ def _factored_plan(spec: LossSpec, inputs: Inputs, has_fused: bool) -> Plan | No
     if spec.algorithm != "auto" or spec.backend != "auto" or unsupported:
         return None
     threshold = FACTORED_FROM["fused" if has_fused else "reference"]
-    if not _many_items_per_feature(inputs, threshold):
+    fewest = FACTORED_ITEMS.get(inputs.student.device.type, 0) if has_fused else 0
+    if not _many_items_per_feature(inputs, threshold) or inputs.student.shape[1] < fewest:
         return None
     return Plan("torch", "factored", "linear in the inner product, and many items per feature")
 
@@ -108,23 +118,62 @@ def _many_items_per_feature(inputs: Inputs, threshold: float) -> bool:
 
 
 def _fused_plan(spec: LossSpec, inputs: Inputs) -> Plan:
-    if spec.algorithm != "auto":
-        return Plan("cpp", spec.algorithm, "asked for by name")
-    budget = DENSE_BYTES if spec.max_workspace_bytes is None else spec.max_workspace_bytes
-    in_flight = min(inputs.student.shape[0], num_threads())
-    pairs = inputs.student.shape[1] * inputs.num_keys
-    if 2 * in_flight * pairs * inputs.dtype.itemsize <= budget:
-        return Plan("cpp", "dense", "both affinity matrices fit the workspace")
-    return Plan("cpp", "tiled", "the affinity matrices would not fit the workspace")
+    algorithm, reason = spec.algorithm, "asked for by name"
+    if algorithm == "auto":
+        fits = _dense_bytes(inputs) <= _workspace(spec, inputs.student.device.type)
+        algorithm = "dense" if fits else "tiled"
+        reason = f"the affinity matrices {'fit' if fits else 'would not fit'} the workspace"
+    if spec.backend != "auto":
+        return Plan(spec.backend, algorithm, reason)
+    backend, why = _fused_backend(inputs, algorithm)
+    return Plan(backend, algorithm, f"{reason}; {why}" if why else reason)
+
+
+def _dense_bytes(inputs: Inputs) -> int:
+    """What `dense` holds: a CPU works on a matrix per thread, a GPU on all at once."""
+    matrices = inputs.student.shape[0]
+    if inputs.student.device.type == "cpu":
+        matrices = min(matrices, num_threads())
+    return int(2 * matrices * inputs.student.shape[1] * inputs.num_keys * inputs.dtype.itemsize)
+
+
+def _workspace(spec: LossSpec, device: str) -> int:
+    if spec.max_workspace_bytes is not None:
+        return spec.max_workspace_bytes
+    return DENSE_BYTES.get(device, DENSE_BYTES["cuda"])
+
+
+def _fused_backend(inputs: Inputs, algorithm: str) -> tuple[str, str]:
+    """The backend that "auto" takes, and why, where there is a choice."""
+    device = inputs.student.device.type
+    absent = {name: missing(name, device) for name in FUSED[device]}
+    present = [name for name, reason in absent.items() if reason is None]
+    if len(absent) == 1:
+        return present[0], ""
+    best, why = _best_on_gpu(inputs, algorithm)
+    if absent[best] is None:
+        return best, f"{why} (estimated, not yet measured)"
+    _warn_once(f"affkd_kernels would take {best} kernels for some losses, {why}: {absent[best]}")
+    return present[0], f"{best} kernels are missing"
+
+
+def _best_on_gpu(inputs: Inputs, algorithm: str) -> tuple[str, str]:
+    if inputs.dtype == torch.float64:
+        return "cpp", "made for float64"
+    products = inputs.num_pairs * inputs.student.shape[2]
+    if algorithm == "dense" and products <= LAUNCH_BOUND:
+        return "cpp", "fewest launches where launches decide"
+    return "triton", "tensor cores where products decide"
 
 
 def fused_missing(device: str) -> str | None:
     """Why no fused kernels for pairs run on this device, or None where they do."""
-    if device != "cpu":
-        return f"this version has no fused kernels for pairs on {device!r} devices"
-    usable, reason = _cpu_kernels()
-    if usable:
+    reasons = [missing(backend, device) for backend in FUSED.get(device, ())]
+    if not reasons:
+        return f"there are no fused kernels for pairs on {device!r} devices"
+    if None in reasons:
         return None
+    reason = "; ".join(filter(None, reasons))
     _warn_once(f"affkd_kernels computes some losses on the slower reference path: {reason}")
     return reason
 
@@ -133,13 +182,8 @@ def num_threads() -> int:
     return torch.get_num_threads()
 
 
-def _cpu_kernels() -> tuple[bool, str]:
-    return cpu.available()
-
-
-# constants of a compiled graph; see spec._intern
+# a constant of a compiled graph; see spec._intern
 num_threads._dynamo_marked_constant = True  # type: ignore[attr-defined]
-_cpu_kernels._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 @functools.cache

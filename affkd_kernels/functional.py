@@ -18,6 +18,7 @@ from .dispatch import (
     reference_only,
 )
 from .inputs import Inputs, canonical_inputs, to_items
+from .kernels.result import PlainCall
 from .spec import LossSpec, make_spec, traced_spec
 
 # the arguments of a call that hold tensors, in the order of `Inputs`
@@ -33,8 +34,9 @@ PER_CALL = (
 )
 
 _MAX_PLANS = 4096
-# validated calls without per-call options: metadata -> plan; never keyed by data or identity
-_plans: dict[tuple[Any, ...], Plan] = {}
+# validated calls without per-call options: metadata -> plan, and the call with all decided where
+# there is one; never keyed by data or identity
+_plans: dict[tuple[Any, ...], tuple[Plan, PlainCall | None]] = {}
 
 
 def affinity_loss(
@@ -92,7 +94,9 @@ def affinity_loss(
             cross-affinity. They get a gradient where they require one.
         student_scale, teacher_scale: numbers or 0-dim tensors in place of the Gram affinity's
             scale; the student's gets a gradient.
-        process_group: not available yet; must be None.
+        process_group: every rank passes its own rows (possibly none) and gets the loss of all
+            ranks' rows; averaging gradients over the ranks, as DDP and FSDP do, then gives the
+            gradient of one process. See docs/distributed.md for keys and masks.
         detach_teacher: False lets the teacher have a gradient too (on the reference path).
         backend: ``"auto"``, ``"reference"``, ``"torch"`` (the factored form), ``"cpp"`` or
             ``"triton"``.
@@ -158,8 +162,6 @@ def evaluate(
     process_group: Any = None,
 ) -> Tensor:
     """:func:`affinity_loss` for a validated spec."""
-    if process_group is not None:
-        raise NotImplementedError("process_group is not available yet; pass None")
     tensors = (
         student,
         teacher,
@@ -172,9 +174,16 @@ def evaluate(
         student_scale,
         teacher_scale,
     )
+    if process_group is not None:
+        # torch may be built without what this imports
+        from . import distributed
+
+        return distributed.evaluate(spec, process_group, tensors)
     if torch.compiler.is_compiling() or in_functorch():
         return _evaluate_in_graph(spec, tensors)
-    plan = _eager_plan(spec, tensors)
+    plan, plain_call = _eager_plan(spec, tensors)
+    if plain_call is not None:
+        return ops.plain_loss(plain_call, student, teacher)
     if plan.backend == "reference":
         return reference.evaluate(spec, *canonical_inputs(spec, *tensors))
     if not torch.is_grad_enabled():
@@ -200,10 +209,10 @@ def _evaluate_in_graph(spec: LossSpec, tensors: tuple[Any, ...]) -> Tensor:
     return result.reshape(rows_shape) if spec.reduction == "none" else result
 
 
-def _eager_plan(spec: LossSpec, tensors: tuple[Any, ...]) -> Plan:
+def _eager_plan(spec: LossSpec, tensors: tuple[Any, ...]) -> tuple[Plan, PlainCall | None]:
     student, teacher = tensors[0], tensors[1]
     if tensors[2:] != _NO_OPTIONS or type(student) is not Tensor or type(teacher) is not Tensor:
-        return make_plan(spec, canonical_inputs(spec, *tensors)[0])
+        return make_plan(spec, canonical_inputs(spec, *tensors)[0]), None
     key = (
         spec,
         student.shape,
@@ -214,13 +223,17 @@ def _eager_plan(spec: LossSpec, tensors: tuple[Any, ...]) -> Plan:
         teacher.device,
         num_threads(),
     )
-    plan = _plans.get(key)
-    if plan is None:
-        plan = make_plan(spec, canonical_inputs(spec, *tensors)[0])
+    known = _plans.get(key)
+    if known is None:
+        inputs = canonical_inputs(spec, *tensors)[0]
+        plan = make_plan(spec, inputs)
+        plain_call = None
+        if plan.backend != "reference":
+            plain_call = ops.plain_call(spec, inputs, student, teacher, *plan[:2])
         if len(_plans) >= _MAX_PLANS:
             _plans.clear()
-        _plans[key] = plan
-    return plan
+        known = _plans[key] = (plan, plain_call)
+    return known
 
 
 _NO_OPTIONS = (None,) * len(PER_CALL)

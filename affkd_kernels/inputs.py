@@ -280,7 +280,8 @@ def _scale(name: str, scale: Any, spec: LossSpec, like: Tensor) -> Tensor | None
     if not isinstance(scale, Tensor):
         if isinstance(scale, bool) or not isinstance(scale, (int, float)):
             raise TypeError(f"{name} must be a number or a 0-dim floating tensor, got {scale!r}")
-        return torch.as_tensor(float(scale), dtype=torch.float64, device=like.device)
+        # filled on the device: a copy from the host would wait for the stream
+        return torch.full((), float(scale), dtype=torch.float64, device=like.device)
     if scale.dim() != 0 or not scale.is_floating_point():
         raise ValueError(
             f"{name} must be a number or a 0-dim floating tensor, got {scale.dtype} "

@@ -22,7 +22,7 @@ class AffinityLoss(_Loss):
         affinity, normalization, loss: components, or shorthands such as ``"rbf(gamma=0.4)"``.
         reduction, weight, items, diagonal, diagonal_offset, detach_teacher, backend, algorithm,
         max_workspace_bytes: as in :func:`affkd_kernels.affinity_loss`.
-        process_group: not available yet; must be None.
+        process_group: the ranks whose rows make one batch, as in `affinity_loss`.
 
     Raises:
         TypeError, ValueError: unknown names or options, or an invalid triple.

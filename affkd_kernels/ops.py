@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from types import ModuleType
 from typing import Any
 
 import torch
@@ -19,13 +18,11 @@ from torch import Tensor
 
 from .dispatch import make_plan
 from .inputs import Inputs, canonical_inputs, from_items, full_precision, known_inputs
-from .kernels import cpu, factored
-from .kernels.result import LossAndGrad, Needs
+from .kernels.lookup import module_of
+from .kernels.result import LossAndGrad, Needs, PlainCall
 from .spec import LossSpec, decode
 
 NAMESPACE = "affkd_kernels"
-
-_KERNELS: dict[str, ModuleType] = {"torch": factored, "cpp": cpu}
 
 _TENSORS = (
     "Tensor student, Tensor teacher, Tensor? student_keys, Tensor? teacher_keys, Tensor? mask, "
@@ -44,8 +41,9 @@ def run_loss_and_grad(
         return _nothing(inputs, needs)
     if backend == "auto":
         backend, algorithm, _ = make_plan(spec, inputs)
-    with full_precision(inputs.student.device.type):
-        return _KERNELS[backend].loss_and_grad(spec, inputs, needs, algorithm)
+    device = inputs.student.device.type
+    with full_precision(device):
+        return module_of(backend, device).loss_and_grad(spec, inputs, needs, algorithm)
 
 
 def run_row_losses(spec: LossSpec, inputs: Inputs, backend: str, algorithm: str) -> Tensor:
@@ -54,8 +52,9 @@ def run_row_losses(spec: LossSpec, inputs: Inputs, backend: str, algorithm: str)
         return inputs.student.new_zeros((inputs.student.shape[0], rows), dtype=inputs.dtype)
     if backend == "auto":
         backend, algorithm, _ = make_plan(spec, inputs)
-    with full_precision(inputs.student.device.type):
-        return _KERNELS[backend].row_losses(spec, inputs, algorithm)
+    device = inputs.student.device.type
+    with full_precision(device):
+        return module_of(backend, device).row_losses(spec, inputs, algorithm)
 
 
 def _nothing(inputs: Inputs, needs: Needs) -> LossAndGrad:
@@ -78,6 +77,21 @@ def without_gradient(
     if spec.reduction == "none":
         return run_row_losses(spec, inputs, backend, algorithm).reshape(rows_shape)
     return run_loss_and_grad(spec, inputs, Needs(student=False), backend, algorithm).loss
+
+
+def plain_call(
+    spec: LossSpec, inputs: Inputs, student: Tensor, teacher: Tensor, backend: str, algorithm: str
+) -> PlainCall | None:
+    """What :class:`PlainLoss` runs for features with this metadata, None where it cannot.
+
+    It takes features that are canonical as they are, or lack nothing but the axis of matrices.
+    """
+    pairs = ((student, inputs.student), (teacher, inputs.teacher))
+    canonical = all(x.shape in (y.shape, y.shape[1:]) for x, y in pairs)
+    prepare = getattr(module_of(backend, student.device.type), "plain_call", None)
+    if prepare is None or not canonical or not inputs.num_pairs or spec.reduction == "none":
+        return None
+    return prepare(spec, inputs, algorithm)
 
 
 _NO_OPTIONS = (None,) * (_NUM_TENSORS - 2)
@@ -115,6 +129,31 @@ class FusedLoss(torch.autograd.Function):
             gradient = (saved * grad_loss).to(like.dtype)
             out[3 + i] = _once(from_items(gradient, like, ctx.spec.items), like)
         return tuple(out)
+
+
+class PlainLoss(torch.autograd.Function):
+    """`FusedLoss` of a call without options: nothing is left to be decided or converted."""
+
+    @staticmethod
+    def forward(ctx: Any, call: PlainCall, student: Tensor, teacher: Tensor) -> Tensor:
+        loss, gradient = call(student, teacher, True)
+        ctx.save_for_backward(gradient)
+        # not saved for backward: its values are not needed, so in-place changes are no error
+        ctx.student = student
+        return loss
+
+    @staticmethod
+    def backward(ctx: Any, grad_loss: Tensor) -> tuple[Tensor | None, ...]:
+        (gradient,) = ctx.saved_tensors
+        return None, _once(gradient * grad_loss, ctx.student), None
+
+
+def plain_loss(call: PlainCall, student: Tensor, teacher: Tensor) -> Tensor:
+    # the teacher is a constant
+    teacher = teacher.detach() if teacher.requires_grad else teacher
+    if student.requires_grad and torch.is_grad_enabled():
+        return PlainLoss.apply(call, student, teacher)
+    return call(student, teacher, False)[0]
 
 
 class FusedRowLosses(torch.autograd.Function):

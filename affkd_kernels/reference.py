@@ -30,15 +30,16 @@ def affinity_loss(
 
     Takes the same arguments; ``backend`` and ``algorithm`` may only ask for what this is.
     """
-    from .functional import PER_CALL
+    from . import functional
 
-    per_call = {name: options.pop(name) for name in PER_CALL if name in options}
-    if options.pop("process_group", None) is not None:
-        raise NotImplementedError("process_group is not available yet; pass None")
+    per_call = {name: options.pop(name) for name in functional.PER_CALL if name in options}
+    process_group = options.pop("process_group", None)
     backend = options.pop("backend", "auto")
     if backend not in ("auto", "reference"):
         raise ValueError(f"this is backend='reference', got backend={backend!r}")
     spec = make_spec(affinity, normalization, loss, backend="reference", **options)
+    if process_group is not None:
+        return functional.evaluate(spec, student, teacher, **per_call, process_group=process_group)
     inputs, rows_shape = canonical_inputs(spec, student, teacher, **per_call)
     return evaluate(spec, inputs, rows_shape)
 

@@ -7,8 +7,10 @@
 
 #if defined(__CUDACC__)
 #define AFFKD_INLINE __host__ __device__ __forceinline__
+#define AFFKD_UNROLL _Pragma("unroll")
 #else
 #define AFFKD_INLINE inline __attribute__((always_inline))
+#define AFFKD_UNROLL _Pragma("GCC unroll 16")
 #endif
 
 // Every instruction set compiles this header into a namespace of its own: were an instance shared,
@@ -83,6 +85,47 @@ struct Ieee<double> {
   static constexpr int log_terms = 11;
 };
 
+// of a scalar; of vectors in cpu/vector.h
+AFFKD_INLINE float square_root(float x) {
+#if defined(__CUDA_ARCH__)
+  return ::sqrtf(x);
+#else
+  return __builtin_sqrtf(x);
+#endif
+}
+
+AFFKD_INLINE double square_root(double x) {
+#if defined(__CUDA_ARCH__)
+  return ::sqrt(x);
+#else
+  return __builtin_sqrt(x);
+#endif
+}
+
+// a b - product, exactly, for the rounded product: 0 where the hardware cannot tell. Of vectors in
+// cpu/vector.h.
+AFFKD_INLINE float product_rest(float a, float b, float product) {
+#if defined(__CUDA_ARCH__)
+  return ::fmaf(a, b, -product);
+#elif defined(__FMA__) || defined(__aarch64__)
+  return __builtin_fmaf(a, b, -product);
+#else
+  (void)a, (void)b, (void)product;
+  return 0;
+#endif
+}
+
+AFFKD_INLINE double product_rest(double a, double b, double product) {
+#if defined(__CUDA_ARCH__)
+  return ::fma(a, b, -product);
+#elif defined(__FMA__) || defined(__aarch64__)
+  return __builtin_fma(a, b, -product);
+#else
+  (void)a, (void)b, (void)product;
+  return 0;
+#endif
+}
+
 template <typename V>
 AFFKD_INLINE V absolute(V x) {
   return x < splat<V>(0) ? -x : x;
@@ -116,7 +159,7 @@ AFFKD_INLINE V exponential(V x) {
   const V multiple = shifted - rounder;
   const V r = (x - multiple * splat<V>(Format::ln2_high)) - multiple * splat<V>(Format::ln2_low);
   V series = splat<V>(1);
-#pragma GCC unroll 16
+  AFFKD_UNROLL
   for (int k = Format::exp_terms; k > 0; --k) {
     series = splat<V>(1) + series * r * splat<V>(1.0 / k);
   }
@@ -139,7 +182,7 @@ AFFKD_INLINE V log_ratio(V a, V b) {
   const V z = (a - scaled) / (a + scaled);
   const V square = z * z;
   V series = splat<V>(1.0 / (2 * Format::log_terms + 1));
-#pragma GCC unroll 16
+  AFFKD_UNROLL
   for (int term = Format::log_terms - 1; term > 0; --term) {
     series = splat<V>(1.0 / (2 * term + 1)) + series * square;
   }

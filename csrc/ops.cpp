@@ -11,6 +11,8 @@
 #include <vector>
 
 #include "cpu/batch.h"
+#include "error_check.h"
+#include "options.h"
 #include "runtime.h"
 
 namespace affkd {
@@ -25,50 +27,10 @@ const T* data_of(const OptionalTensor& tensor) {
   return tensor ? static_cast<const T*>(tensor->const_data_ptr()) : nullptr;
 }
 
-// The order in which affkd_kernels/kernels/cpu.py lists the options of a call.
-struct Options {
-  Settings settings;
-  bool has_diagonal;
-  int64_t diagonal_offset;
-  Reduction reduction;
-  bool wants_queries;
-  bool wants_keys;
-  bool wants_scale;
-  double weight;
-};
+// What the CPU kernels are asked for beyond `Options`: a softmax over both axes in one call.
+constexpr size_t kColumnsToo = kChoices;
 
-Options read_options(const std::vector<int64_t>& choices, const std::vector<double>& numbers) {
-  STD_TORCH_CHECK(choices.size() == 14 && numbers.size() == 11, "malformed options");
-  Options options{};
-  Settings& settings = options.settings;
-  settings.pair = static_cast<PairFunction>(choices[0]);
-  settings.unit = choices[1] != 0;
-  settings.order = choices[2];
-  settings.clamped = choices[3] != 0;
-  settings.normalization = static_cast<Normalization>(choices[4]);
-  settings.loss = static_cast<Loss>(choices[5]);
-  settings.diagonal = static_cast<Diagonal>(choices[6]);
-  options.has_diagonal = choices[7] != 0;
-  options.diagonal_offset = choices[8];
-  options.reduction = static_cast<Reduction>(choices[9]);
-  settings.algorithm = static_cast<Algorithm>(choices[10]);
-  options.wants_queries = choices[11] != 0;
-  options.wants_keys = choices[12] != 0;
-  options.wants_scale = choices[13] != 0;
-  settings.student_scale = numbers[0];
-  settings.teacher_scale = numbers[1];
-  settings.offset = numbers[2];
-  settings.affinity_eps = numbers[3];
-  settings.clamp_min = numbers[4];
-  settings.statistic_eps = numbers[5];
-  settings.student_tau = numbers[6];
-  settings.teacher_tau = numbers[7];
-  settings.beta = numbers[8];
-  settings.log_eps = numbers[9];
-  options.weight = numbers[10];
-  return options;
-}
-
+// Features [N, Q, D]; of a single matrix also [Q, D].
 struct Features {
   const Tensor& student;
   const Tensor& teacher;
@@ -126,11 +88,10 @@ void run_kernels(const Kernels& selected, const Settings& settings, Matrix<doubl
 }
 
 template <typename T>
-T* at_matrix(const OptionalTensor& tensor, int64_t n) {
+T* at_matrix(const OptionalTensor& tensor, int64_t n, int64_t matrices) {
   if (!tensor) {
     return nullptr;
   }
-  const int64_t matrices = tensor->size(0);
   return static_cast<T*>(tensor->mutable_data_ptr()) + n * (tensor->numel() / matrices);
 }
 
@@ -140,18 +101,22 @@ const int64_t* pointer_or_null(const std::vector<int64_t>& list) {
 
 template <typename T>
 Side<T> side_of(const Tensor& queries, const OptionalTensor& keys, int64_t n) {
-  const int64_t dim = queries.size(2);
+  const int64_t dim = queries.size(-1);
   const T* query_data = static_cast<const T*>(queries.const_data_ptr());
   const T* key_data = data_of<T>(keys);
-  return {query_data + n * queries.size(1) * dim,
-          keys ? key_data + n * keys->size(1) * dim : nullptr, dim};
+  return {query_data + n * queries.size(-2) * dim,
+          keys ? key_data + n * keys->size(-2) * dim : nullptr, dim};
 }
 
 template <typename T>
 std::vector<Matrix<T>> matrices_of(const Features& features, const Shape& shape, const Masks& masks,
                                    const OptionalTensor& row_weight, const Options& options,
-                                   const std::vector<Selection>& selections, Outputs& outputs) {
-  const double scale = options.weight / divisor_of(options.reduction, selections);
+                                   bool columns_too, const std::vector<Selection>& selections,
+                                   Outputs& outputs) {
+  // the mean of the row loss and the column loss, or the row loss alone
+  const double weight = columns_too ? options.weight / 2 : options.weight;
+  const double scale = weight / divisor_of(options.reduction, selections);
+  const double column_scale = weight / column_divisor_of(options.reduction, selections);
   std::vector<Matrix<T>> matrices;
   matrices.reserve(selections.size());
   for (int64_t n = 0; n < shape.matrices; ++n) {
@@ -171,9 +136,11 @@ std::vector<Matrix<T>> matrices_of(const Features& features, const Shape& shape,
     matrix.pairs = selection.pairs.data();
     matrix.row_weight = row_weight ? data_of<T>(row_weight) + n * shape.queries : nullptr;
     matrix.loss_scale = scale;
-    matrix.row_losses = at_matrix<T>(outputs.row_losses, n);
-    matrix.query_gradient = at_matrix<T>(outputs.query_gradient, n);
-    matrix.key_gradient = at_matrix<T>(outputs.key_gradient, n);
+    matrix.columns_too = columns_too;
+    matrix.column_loss_scale = column_scale;
+    matrix.row_losses = at_matrix<T>(outputs.row_losses, n, shape.matrices);
+    matrix.query_gradient = at_matrix<T>(outputs.query_gradient, n, shape.matrices);
+    matrix.key_gradient = at_matrix<T>(outputs.key_gradient, n, shape.matrices);
     matrix.scale_gradient_wanted = options.wants_scale;
     matrices.push_back(matrix);
   }
@@ -189,12 +156,13 @@ bool has_pairs(const Matrix<T>& matrix) {
 
 template <typename T>
 void compute(const Features& features, const Shape& shape, const Masks& masks,
-             const OptionalTensor& row_weight, const Options& options, Outputs& outputs) {
+             const OptionalTensor& row_weight, const Options& options, bool columns_too,
+             Outputs& outputs) {
   const bool excluded = options.settings.diagonal == Diagonal::exclude;
   const std::vector<Selection> selections =
       select_items(shape, masks, {options.has_diagonal, options.diagonal_offset, excluded});
   std::vector<Matrix<T>> matrices =
-      matrices_of<T>(features, shape, masks, row_weight, options, selections, outputs);
+      matrices_of<T>(features, shape, masks, row_weight, options, columns_too, selections, outputs);
   const Kernels& selected = kernels();
   for_each_matrix(shape.matrices, [&](int64_t n, Parallel parallel) {
     Matrix<T>& matrix = matrices[static_cast<size_t>(n)];
@@ -215,11 +183,16 @@ void compute(const Features& features, const Shape& shape, const Masks& masks,
 
 Outputs run(const Features& features, const OptionalTensor& mask, const OptionalTensor& key_mask,
             const OptionalTensor& pair_mask, const OptionalTensor& row_weight,
-            const Options& options, bool wants_rows) {
+            const std::vector<int64_t>& choices, const std::vector<double>& numbers,
+            bool wants_rows) {
+  const Options options = read_options(choices, numbers);
+  STD_TORCH_CHECK(choices.size() == kColumnsToo + 1, "malformed options");
+  const bool columns_too = choices[kColumnsToo] != 0;
   const Tensor& student = features.student;
   const bool self = !features.student_keys.has_value();
-  const Shape shape{student.size(0), student.size(1),
-                    self ? student.size(1) : features.student_keys->size(1), self};
+  const int64_t queries = student.size(-2);
+  const Shape shape{student.dim() == 2 ? 1 : student.size(0), queries,
+                    self ? queries : features.student_keys->size(-2), self};
   const Masks masks{data_of<uint8_t>(mask), data_of<uint8_t>(key_mask),
                     data_of<uint8_t>(pair_mask)};
   Outputs outputs;
@@ -237,9 +210,9 @@ Outputs run(const Features& features, const OptionalTensor& mask, const Optional
     outputs.row_losses = zeros(student, {shape.matrices, shape.queries});
   }
   if (student.scalar_type() == ScalarType::Double) {
-    compute<double>(features, shape, masks, row_weight, options, outputs);
+    compute<double>(features, shape, masks, row_weight, options, columns_too, outputs);
   } else {
-    compute<float>(features, shape, masks, row_weight, options, outputs);
+    compute<float>(features, shape, masks, row_weight, options, columns_too, outputs);
   }
   return outputs;
 }
@@ -248,9 +221,8 @@ std::tuple<Tensor, OptionalTensor, OptionalTensor, OptionalTensor> loss_and_grad
     Tensor student, Tensor teacher, OptionalTensor student_keys, OptionalTensor teacher_keys,
     OptionalTensor mask, OptionalTensor key_mask, OptionalTensor pair_mask,
     OptionalTensor row_weight, std::vector<int64_t> choices, std::vector<double> numbers) {
-  const Options options = read_options(choices, numbers);
   Outputs outputs = run({student, teacher, student_keys, teacher_keys}, mask, key_mask, pair_mask,
-                        row_weight, options, false);
+                        row_weight, choices, numbers, false);
   return {outputs.loss, outputs.query_gradient, outputs.key_gradient, outputs.scale_gradient};
 }
 
@@ -258,9 +230,8 @@ Tensor row_losses(Tensor student, Tensor teacher, OptionalTensor student_keys,
                   OptionalTensor teacher_keys, OptionalTensor mask, OptionalTensor key_mask,
                   OptionalTensor pair_mask, OptionalTensor row_weight, std::vector<int64_t> choices,
                   std::vector<double> numbers) {
-  const Options options = read_options(choices, numbers);
   Outputs outputs = run({student, teacher, student_keys, teacher_keys}, mask, key_mask, pair_mask,
-                        row_weight, options, true);
+                        row_weight, choices, numbers, true);
   return *outputs.row_losses;
 }
 

@@ -3,8 +3,8 @@
 // short vector of them (cpu/vector.h). A stage that needs a branch takes it at compile time.
 #pragma once
 
-#include "cpu/call.h"
 #include "numeric.h"
+#include "settings.h"
 
 namespace affkd::AFFKD_NAMESPACE {
 
@@ -17,9 +17,11 @@ AFFKD_INLINE V at_least(V x, V low) {
 // 1 + z (1 + z/2 (1 + z/3 (...))), the Taylor series of exp up to z^order
 template <typename V>
 AFFKD_INLINE V exponential_series(V z, int64_t order) {
+  using Scalar = typename Number<V>::scalar;
   V series = splat<V>(1);
   for (int64_t p = order; p > 0; --p) {
-    series = splat<V>(1) + series * z * splat<V>(1.0 / static_cast<double>(p));
+    // divided as a scalar of V's own type, as GPUs are slow at double
+    series = splat<V>(1) + series * z * splat<V>(Scalar{1} / static_cast<Scalar>(p));
   }
   return series;
 }
@@ -33,6 +35,25 @@ AFFKD_INLINE V integer_power(V x, int64_t exponent) {
   return result;
 }
 
+// |q - k|^2; of close items the norms lose their leading digits to g exactly.
+template <typename V>
+AFFKD_INLINE V squared_distance(V g, V query_norm, V key_norm) {
+  return (query_norm - g) + (key_norm - g);
+}
+
+// What is stored of a pair at a squared distance, which rounding may have left below 0.
+template <PairFunction P, typename V>
+AFFKD_INLINE V value_at_distance(V squared, V scale, V eps) {
+  squared = at_least(squared, splat<V>(0));
+  if constexpr (P == PairFunction::squared_distance) {
+    return squared;
+  } else if constexpr (P == PairFunction::distance) {
+    return square_root(at_least(squared, eps));
+  } else {
+    return exponential(-scale * squared);
+  }
+}
+
 // What is stored of a pair: the affinity itself, or for `taylor` and `power` their argument, from
 // which affinity and slope both follow. Transcendental functions are paid for once.
 template <PairFunction P, typename V>
@@ -42,14 +63,7 @@ AFFKD_INLINE V pair_value(V g, V query_norm, V key_norm, V scale, V offset, V ep
   } else if constexpr (P == PairFunction::taylor) {
     return scale * g;
   } else {
-    const V squared = at_least(query_norm + key_norm - (g + g), splat<V>(0));
-    if constexpr (P == PairFunction::squared_distance) {
-      return squared;
-    } else if constexpr (P == PairFunction::distance) {
-      return square_root(at_least(squared, eps));
-    } else {
-      return exponential(-scale * squared);
-    }
+    return value_at_distance<P>(squared_distance(g, query_norm, key_norm), scale, eps);
   }
 }
 
@@ -88,17 +102,24 @@ struct Scaling {
   V divisor;     // the statistic; not of a softmax
   V peak;        // of a softmax, the row's maximum and log sum exp((A - peak) / tau)
   V log_sum;
+  V rest;  // what rounding took from the multiplier
 };
 
 template <typename V>
 struct Normalized {
   V p;
   V log_p;  // softmax only
+  V rest;   // what rounding took from p, for losses of the difference s - t
 };
 
-// Losses with a kink at s = t tell equal from almost equal: A / A must be 1 to the last bit.
-constexpr bool needs_exact_quotient(Loss loss) {
-  return loss == Loss::l1 || loss == Loss::smooth_l1;
+// A loss with a kink at s = t tells equal from almost equal: A / A must be 1 to the last bit.
+AFFKD_INLINE constexpr bool needs_exact_quotient(Loss loss) {
+  return loss == Loss::l1;
+}
+
+// Where s and t nearly agree, s - t is no larger than what rounding took from either.
+AFFKD_INLINE constexpr bool needs_exact_difference(Loss loss) {
+  return loss == Loss::mse || loss == Loss::smooth_l1;
 }
 
 // The difference comes first: it is exact near the peak, however large the affinities are.
@@ -111,11 +132,16 @@ template <Loss L, bool softmax, typename V>
 AFFKD_INLINE Normalized<V> normalize(V affinity, Scaling<V> row) {
   if constexpr (softmax) {
     const V log_p = log_softmax(affinity, row);
-    return {exponential(log_p), log_p};
+    return {exponential(log_p), log_p, V{}};
   } else if constexpr (needs_exact_quotient(L)) {
-    return {affinity / row.divisor, V{}};
+    return {affinity / row.divisor, V{}, V{}};
   } else {
-    return {affinity * row.multiplier, V{}};
+    const V p = affinity * row.multiplier;
+    if constexpr (needs_exact_difference(L)) {
+      return {p, V{}, product_rest(affinity, row.multiplier, p) + affinity * row.rest};
+    } else {
+      return {p, V{}, V{}};
+    }
   }
 }
 
@@ -136,13 +162,19 @@ AFFKD_INLINE V log_difference(Normalized<V> s, Normalized<V> t, Guards<V> guards
   }
 }
 
+template <Loss L, typename V>
+AFFKD_INLINE V difference_of(Normalized<V> s, Normalized<V> t) {
+  const V difference = s.p - t.p;
+  return needs_exact_difference(L) ? difference + (s.rest - t.rest) : difference;
+}
+
 // `balanced` is 1 where s and t both sum to 1 along the row, else 0. There a divergence may
 // subtract t - s, which sums to 0: it turns every term into one that vanishes to second order, so
 // that nothing is left of the rounding of the two normalizations, which for s close to t is larger
 // than the loss.
 template <Loss L, bool softmax, typename V>
 AFFKD_INLINE V loss_value(Normalized<V> s, Normalized<V> t, Guards<V> guards, V balanced) {
-  const V difference = s.p - t.p;
+  const V difference = difference_of<L>(s, t);
   if constexpr (L == Loss::mse) {
     return difference * difference;
   } else if constexpr (L == Loss::l1) {
@@ -150,7 +182,7 @@ AFFKD_INLINE V loss_value(Normalized<V> s, Normalized<V> t, Guards<V> guards, V 
   } else if constexpr (L == Loss::smooth_l1) {
     const V size = absolute(difference);
     const V half = splat<V>(0.5);
-    const V quadratic = half * difference * difference / guards.beta;
+    const V quadratic = half * difference * difference * (splat<V>(1) / guards.beta);
     return size < guards.beta ? quadratic : size - half * guards.beta;
   } else if constexpr (L == Loss::cross_entropy) {
     return -t.p * s.log_p;
@@ -169,15 +201,15 @@ AFFKD_INLINE V loss_value(Normalized<V> s, Normalized<V> t, Guards<V> guards, V 
 // dl / ds; for a softmax s * dl / ds, in which no division is left.
 template <Loss L, bool softmax, typename V>
 AFFKD_INLINE V loss_slope(Normalized<V> s, Normalized<V> t, Guards<V> guards) {
-  const V difference = s.p - t.p;
+  const V difference = difference_of<L>(s, t);
   const V factor = softmax ? s.p : splat<V>(1);
   if constexpr (L == Loss::mse) {
     return factor * (difference + difference);
   } else if constexpr (L == Loss::l1) {
     return factor * sign(difference);
   } else if constexpr (L == Loss::smooth_l1) {
-    return factor *
-           (absolute(difference) < guards.beta ? difference / guards.beta : sign(difference));
+    const V linear = difference * (splat<V>(1) / guards.beta);
+    return factor * (absolute(difference) < guards.beta ? linear : sign(difference));
   } else if constexpr (L == Loss::cross_entropy) {
     return -t.p;
   } else if constexpr (L == Loss::kl_forward) {

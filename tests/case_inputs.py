@@ -58,12 +58,19 @@ class Inputs:
 
 
 def generator(seed: int) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
+    return torch.Generator("cpu").manual_seed(seed)
+
+
+def uniform(seed: int, *shape: int, dtype: torch.dtype = torch.float64) -> Tensor:
+    """The same numbers on every device."""
+    made = torch.rand(*shape, generator=generator(seed), dtype=dtype, device="cpu")
+    return made.to(torch.get_default_device())
 
 
 def features(seed: int, *shape: int, scale: float = 0.6) -> Tensor:
     """Float64 normal features; 0.6 keeps a softmax of their Gram matrix far from one-hot."""
-    return scale * torch.randn(*shape, generator=generator(seed), dtype=torch.float64)
+    made = torch.randn(*shape, generator=generator(seed), dtype=torch.float64, device="cpu")
+    return scale * made.to(torch.get_default_device())
 
 
 def pair(seed: int, *shape: int, teacher_dim: int | None = None, **options: Any) -> Inputs:
@@ -83,14 +90,13 @@ def bank(seed: int, *shape: int, keys: int, teacher_dim: int, **options: Any) ->
 
 def mask(seed: int, *shape: int, keep: float = 0.7) -> Tensor:
     """A bool mask, True = valid, with at least two valid entries in each row of the last dim."""
-    chosen = torch.rand(*shape, generator=generator(seed + 40_000)) < keep
+    chosen = uniform(seed + 40_000, *shape, dtype=torch.float32) < keep
     chosen[..., :2] = True
     return chosen
 
 
 def weights(seed: int, *shape: int) -> Tensor:
-    random_weights = torch.rand(*shape, generator=generator(seed + 50_000), dtype=torch.float64)
-    return 0.5 + random_weights
+    return 0.5 + uniform(seed + 50_000, *shape)
 
 
 def own_keys(inputs: Inputs, offset: int) -> Inputs:

@@ -197,3 +197,51 @@ def test_tiled_holds_no_copy_of_the_features(preset: str, masked: int) -> None:
     # two gradients: the kernels' own, and the one that autograd hands on
     gradients_mib = 2 * rows * dim * 4 / 2**20
     assert float(done.stdout) < gradients_mib + 8
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+@pytest.mark.parametrize("masked", [False, True])
+def test_both_axes_in_one_call_are_the_mean_of_the_two(algorithm: str, masked: bool) -> None:
+    options = {"mask": mask(1, 150), "key_mask": mask(2, 210)} if masked else {}
+    inputs = bank(0, 150, 12, keys=210, teacher_dim=9, reduction="batchmean", **options)
+
+    def along(axis: str) -> list[Tensor]:
+        triple = Triple(part("gram"), part("softmax", tau=3.0, axis=axis), part("kl"))
+        return evaluate(inputs, triple, backend="cpp", algorithm=algorithm)
+
+    for both, row, column in zip(along("both"), along("row"), along("column"), strict=True):
+        torch.testing.assert_close(both, (row + column) / 2, rtol=1e-10, atol=1e-14)
+
+
+LAYOUTS = {
+    "contiguous": lambda x: x,
+    "transposed": lambda x: x.t().contiguous().t(),
+    "every-second-row": lambda x: x.repeat_interleave(2, 0)[::2],
+    "maps": lambda x: x.unflatten(1, (2, -1)),
+}
+
+
+@pytest.mark.parametrize("student_layout", LAYOUTS)
+@pytest.mark.parametrize("teacher_layout", LAYOUTS)
+def test_a_call_without_options_is_one_that_leaves_nothing_out(
+    student_layout: str, teacher_layout: str
+) -> None:
+    inputs = self_inputs(40, 12)
+    features = LAYOUTS[student_layout](inputs.student), LAYOUTS[teacher_layout](inputs.teacher)
+    all_rows = torch.ones(40, dtype=torch.bool)
+    for triple in TRIPLES:
+        plain = evaluate(Inputs(*features), triple, backend="cpp", algorithm="dense")
+        masked = evaluate(
+            Inputs(*features, {"mask": all_rows}), triple, backend="cpp", algorithm="dense"
+        )
+        for one, other in zip(plain, masked, strict=True):
+            torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-15)
+
+
+def test_backward_may_run_twice_over_one_graph() -> None:
+    inputs = self_inputs(40, 12)
+    student = inputs.student.detach().requires_grad_()
+    loss = affkd.affinity_loss(student, inputs.teacher, *TRIPLES[0].build(), backend="cpp")
+    (once,) = torch.autograd.grad(loss, student, torch.tensor(3.0).double(), retain_graph=True)
+    (again,) = torch.autograd.grad(loss, student)
+    torch.testing.assert_close(once, 3 * again)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
@@ -10,6 +10,7 @@ import torch
 from case_inputs import Inputs, bank, mask, own_keys, pair, seed_of
 from cases import AFFINITIES, Call, Part, Triple, call, covering, valid_triples
 from edges import EDGES, LAYOUTS, Edge
+from interpreter import interpreted, spread
 from torch import Tensor
 
 import affkd_kernels as affkd
@@ -49,7 +50,12 @@ BY_AFFINITY = [
 ]
 
 
-@pytest.mark.parametrize("part, pairs", BY_AFFINITY, ids=[str(part) for part, _ in BY_AFFINITY])
+each_affinity = pytest.mark.parametrize(
+    "part, pairs", BY_AFFINITY, ids=[str(part) for part, _ in BY_AFFINITY]
+)
+
+
+@each_affinity
 def test_every_triple_in_float64(
     part: Part,
     pairs: list[tuple[Triple, Call]],
@@ -57,6 +63,29 @@ def test_every_triple_in_float64(
     poisoned_memory: Any,
     tally: Callable[..., None],
 ) -> None:
+    compared = compare_in_float64(spread(pairs, fused, 24, part), fused)
+    if not compared:
+        pytest.skip(f"no {part} triple has this form")
+    tally(f"fused calls compared in float64 ({'/'.join(fused.values())})", compared)
+
+
+@pytest.mark.all_triples
+@each_affinity
+def test_every_triple_in_the_interpreter(
+    part: Part,
+    pairs: list[tuple[Triple, Call]],
+    fused: dict[str, str],
+    tally: Callable[..., None],
+) -> None:
+    if not interpreted(fused):
+        pytest.skip("test_every_triple_in_float64 leaves nothing out")
+    # a third of the calls, and yet every triple: it comes with three calls in a row
+    compared = compare_in_float64(pairs[seed_of(fused["algorithm"]) % 3 :: 3], fused)
+    tally(f"triples compared in the interpreter ({'/'.join(fused.values())})", compared)
+
+
+def compare_in_float64(pairs: Sequence[tuple[Triple, Call]], fused: dict[str, str]) -> int:
+    """Loss and gradients of all calls that the implementation covers; returns their number."""
     compared = 0
     for triple, one in pairs:
         inputs = one.make(seed_of(triple, one))
@@ -71,9 +100,7 @@ def test_every_triple_in_float64(
             assert x.shape == y.shape and x.dtype == y.dtype, where
             assert distance(x, y) < 1e-9, where
         compared += 1
-    if not compared:
-        pytest.skip(f"no {part} triple has this form")
-    tally(f"fused calls compared in float64 ({'/'.join(fused.values())})", compared)
+    return compared
 
 
 ODD_SHAPES = [
@@ -109,7 +136,7 @@ SAMPLE = [
 
 @pytest.mark.parametrize("one", ODD_SHAPES, ids=str)
 def test_odd_shapes(one: Call, fused: dict[str, str], poisoned_memory: Any) -> None:
-    for triple in SAMPLE:
+    for triple in spread(SAMPLE, fused, 11, one):
         inputs = one.make(seed_of(triple, one))
         if not computes(fused, triple, inputs):
             continue
@@ -123,7 +150,7 @@ def test_odd_shapes(one: Call, fused: dict[str, str], poisoned_memory: Any) -> N
 @pytest.mark.parametrize("one", EDGES, ids=str)
 def test_edges(one: Edge, fused: dict[str, str], tally: Callable[..., None]) -> None:
     """Finite where the reference is, non-finite where it is, zero where it is exactly zero."""
-    for triple in SAMPLE:
+    for triple in spread(SAMPLE, fused, 6, one):
         inputs = one.make(seed_of(triple, one))
         if not one.allows(triple) or not computes(fused, triple, inputs):
             continue
@@ -198,8 +225,8 @@ def test_a_loss_scale_reaches_the_gradient_before_half_precision_does(
 
 
 def test_two_calls_agree_bitwise(fused: dict[str, str]) -> None:
-    inputs = pair(11, 150, 24).to(torch.float32)
-    for triple in SAMPLE:
+    inputs = pair(11, 40 if interpreted(fused) else 150, 24).to(torch.float32)
+    for triple in spread(SAMPLE, fused, 4, "bitwise"):
         if not computes(fused, triple, inputs):
             continue
         first, first_gradients = loss_and_gradients(inputs, triple, **fused)
@@ -208,10 +235,26 @@ def test_two_calls_agree_bitwise(fused: dict[str, str]) -> None:
         assert all(map(torch.equal, first_gradients, second_gradients)), triple
 
 
+def test_deterministic_algorithms_are_all_there_are(fused: dict[str, str]) -> None:
+    """Also, torch then fills what it allocates with NaN."""
+    inputs = pair(12, 40, 24).to(torch.float32)
+    for triple in spread(SAMPLE, fused, 4, "deterministic"):
+        if not computes(fused, triple, inputs):
+            continue
+        expected, expected_gradients = loss_and_gradients(inputs, triple, **fused)
+        torch.use_deterministic_algorithms(True)
+        try:
+            value, gradients = loss_and_gradients(inputs, triple, **fused)
+        finally:
+            torch.use_deterministic_algorithms(False)
+        assert torch.equal(value, expected), triple
+        assert all(map(torch.equal, gradients, expected_gradients)), triple
+
+
 @pytest.mark.parametrize("near_copy", [False, True], ids=["random", "near-copy"])
 def test_float32_error_is_the_reference_s_own(near_copy: bool, fused: dict[str, str]) -> None:
     """At most twice the eager float32 error (plus 1e-6), in loss and gradient."""
-    for triple in SAMPLE:
+    for triple in spread(SAMPLE, fused, 6, near_copy):
         inputs = pair(13, 96, 40)
         if near_copy:
             inputs = Inputs(inputs.student, inputs.student + 0.01 * inputs.teacher)
@@ -280,7 +323,7 @@ def test_a_shifted_cosine_is_never_negative(fused: dict[str, str]) -> None:
     triple = ("cosine(shifted=True)", "row_sum", "kl")
     if fused["algorithm"] == "factored":
         pytest.skip("no pkt triple has this form")
-    for _ in range(50):
+    for _ in range(5 if interpreted(fused) else 50):
         x, teacher = torch.randn(1, 512), torch.randn(2, 512)
         student = torch.cat((x, -3 * x)).requires_grad_()
         for how in (fused, {"backend": "reference"}):

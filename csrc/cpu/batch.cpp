@@ -54,6 +54,18 @@ void count_pairs(Selection& selection, const Shape& shape, const uint8_t* pair_m
   }
 }
 
+double divisor_of(Reduction reduction, int64_t pairs, int64_t lines, size_t matrices) {
+  int64_t count = 1;
+  if (reduction == Reduction::mean) {
+    count = pairs;
+  } else if (reduction == Reduction::batchmean) {
+    count = lines;
+  } else if (reduction == Reduction::matrixmean) {
+    count = static_cast<int64_t>(matrices);
+  }
+  return count > 0 ? static_cast<double>(count) : 1.0;
+}
+
 }  // namespace
 
 std::vector<Selection> select_items(const Shape& shape, const Masks& masks,
@@ -83,18 +95,23 @@ std::vector<Selection> select_items(const Shape& shape, const Masks& masks,
 }
 
 double divisor_of(Reduction reduction, const std::vector<Selection>& selections) {
-  int64_t count = 0;
+  int64_t pairs = 0, rows = 0;
   for (const Selection& selection : selections) {
-    for (int64_t pairs : selection.pairs) {
-      count += reduction == Reduction::mean ? pairs : (pairs > 0 ? 1 : 0);
+    for (int64_t of_row : selection.pairs) {
+      pairs += of_row;
+      rows += of_row > 0 ? 1 : 0;
     }
   }
-  if (reduction == Reduction::sum) {
-    count = 1;
-  } else if (reduction == Reduction::matrixmean) {
-    count = static_cast<int64_t>(selections.size());
+  return divisor_of(reduction, pairs, rows, selections.size());
+}
+
+double column_divisor_of(Reduction reduction, const std::vector<Selection>& selections) {
+  int64_t pairs = 0, columns = 0;
+  for (const Selection& selection : selections) {
+    pairs += selection.query_count * selection.key_count;
+    columns += selection.query_count > 0 ? selection.key_count : 0;
   }
-  return count > 0 ? static_cast<double>(count) : 1.0;
+  return divisor_of(reduction, pairs, columns, selections.size());
 }
 
 }  // namespace affkd

@@ -9,8 +9,6 @@
 
 namespace affkd {
 
-enum class Reduction : int64_t { mean, batchmean, matrixmean, sum };
-
 struct Shape {
   int64_t matrices;
   int64_t queries;
@@ -45,5 +43,7 @@ std::vector<Selection> select_items(const Shape& shape, const Masks& masks,
 
 // What the sum of all row losses is divided by; 1 where that would be 0.
 double divisor_of(Reduction reduction, const std::vector<Selection>& selections);
+// The same for the losses of the columns, where nothing masks single pairs.
+double column_divisor_of(Reduction reduction, const std::vector<Selection>& selections);
 
 }  // namespace affkd

@@ -5,67 +5,9 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "../settings.h"
+
 namespace affkd {
-
-// How A follows from the dot product g of a pair (and from sq, its squared distance).
-enum class PairFunction : int64_t {
-  linear,            // scale * g + offset: gram, cosine, shifted cosine
-  squared_distance,  // sq
-  distance,          // sqrt(max(sq, eps))
-  gaussian,          // exp(-scale * sq)
-  taylor,            // exp(-scale) * sum_{p <= order} (scale * g)^p / p!
-  power,             // (scale * g + offset)^order
-};
-
-enum class Normalization : int64_t {
-  none,
-  row_l2,
-  row_l1,
-  row_sum,
-  softmax,
-  frobenius,
-  frobenius_centered,
-  mean_positive,
-  mean_all,
-  mean_offdiag,
-  max,
-  max_detached,
-};
-
-enum class Loss : int64_t {
-  mse,
-  l1,
-  smooth_l1,
-  kl_forward,
-  kl_reverse,
-  kl_symmetric,
-  cross_entropy
-};
-
-enum class Diagonal : int64_t { keep, zero, exclude };
-
-enum class Algorithm : int64_t { dense, tiled };
-
-struct Settings {
-  PairFunction pair;
-  bool unit;  // of directions x / |x|
-  int64_t order;
-  bool clamped;
-  Normalization normalization;
-  Loss loss;
-  Diagonal diagonal;
-  Algorithm algorithm;
-  double student_scale;
-  double teacher_scale;
-  double offset;
-  double affinity_eps;
-  double clamp_min;
-  double statistic_eps;
-  double student_tau;
-  double teacher_tau;
-  double beta;
-  double log_eps;
-};
 
 template <typename T>
 struct Side {
@@ -91,6 +33,8 @@ struct Matrix {
   const int64_t* pairs;        // [queries] how many pairs of a row take part
   const T* row_weight;         // [Q] or null
   double loss_scale;           // multiplies every row: weight / count
+  bool columns_too;            // the columns are normalized and compared as the rows are
+  double column_loss_scale;    // the same of the columns
   T* row_losses;               // [Q] of the tensors, or null
   T* query_gradient;           // [Q, student.dim], or null; zero on entry
   T* key_gradient;             // [K, student.dim], or null; zero on entry

@@ -10,12 +10,26 @@ struct Preparation {
   bool unit;
   bool centered;
   bool norms;
+  bool distances;
   double eps;
 };
 
-inline bool is_distance(PairFunction function) {
+constexpr bool is_distance(PairFunction function) {
   return function == PairFunction::squared_distance || function == PairFunction::distance ||
          function == PairFunction::gaussian;
+}
+
+// Whether the clamp cuts off rounding alone: scale u.v + offset is nowhere below offset - |scale|.
+inline bool clamps_rounding(const Settings& settings) {
+  const double student = absolute(settings.student_scale);
+  const double teacher = absolute(settings.teacher_scale);
+  return settings.clamped && settings.pair == PairFunction::linear && settings.unit &&
+         settings.offset - (student > teacher ? student : teacher) >= settings.clamp_min;
+}
+
+// Whether it cuts off affinities, and their gradients. Otherwise it is applied once, to the values.
+inline bool clamps_affinities(const Settings& settings) {
+  return settings.clamped && !clamps_rounding(settings);
 }
 
 // Centering the features centers a matrix of inner products, without its cancellation.
@@ -25,10 +39,11 @@ inline bool centers_features(const Settings& settings) {
          settings.diagonal == Diagonal::keep;
 }
 
-inline Preparation preparation_of(const Settings& settings) {
+// Of a self-affinity the norms are its diagonal, which is often its largest part.
+inline Preparation preparation_of(const Settings& settings, bool self) {
   const bool distance = is_distance(settings.pair);
-  return {settings.unit, (distance && !settings.unit) || centers_features(settings), distance,
-          settings.affinity_eps};
+  return {settings.unit, (distance && !settings.unit) || centers_features(settings),
+          distance || (self && !settings.unit), distance, settings.affinity_eps};
 }
 
 // the sum of 0 * x: NaN if anything is inf or NaN
@@ -71,9 +86,17 @@ inline T* mean_item(const T* source, const int64_t* index, int64_t count, int64_
 
 // 1 / |x|; 0 where |x| <= eps; NaN where |x| is infinite, which must not pass for 0
 template <typename T>
-inline T inverse_length(const T* x, int64_t dim, double eps) {
+inline double inverse_length(const T* x, int64_t dim, double eps) {
   const double length = __builtin_sqrt(dot(x, x, dim));
-  return length <= eps ? T{0} : static_cast<T>((length - length) + 1 / length);
+  return length <= eps ? 0.0 : (length - length) + 1 / length;
+}
+
+// x as the sum of two numbers; the second is nothing where the first is not finite
+template <typename T>
+inline void split_number(double x, T* rounded, T* rest) {
+  *rounded = static_cast<T>(x);
+  const double lost = x - static_cast<double>(*rounded);
+  *rest = lost - lost == 0 ? static_cast<T>(lost) : T{0};
 }
 
 // `mean` is what centered features subtract; `held`: the prepared items are stored.
@@ -82,11 +105,14 @@ inline Items<T> prepare_items(const Preparation& how, const T* source, const int
                               int64_t count, int64_t dim, const T* mean, bool held,
                               Parallel parallel) {
   const bool as_given = !how.unit && !how.centered && index == nullptr;
-  Items<T> items{source, nullptr, mean, index, count, dim, nullptr, nullptr, nullptr, T{0}};
+  Items<T> items{source,  nullptr, mean,    index,   count,   dim,
+                 nullptr, nullptr, nullptr, nullptr, nullptr, T{0}};
   T* rows = held && !as_given ? take<T>(count * dim) : nullptr;
   T* poison = take<T>(count);
   items.inverse_lengths = how.unit ? take<T>(count) : nullptr;
+  items.inverse_rests = how.unit ? take<T>(count) : nullptr;
   items.squared_norms = how.norms ? take_filled<T>(padded<T>(count), 0) : nullptr;
+  items.norm_rests = how.distances ? take_filled<T>(padded<T>(count), 0) : nullptr;
   constexpr int64_t block = 32;
   for_each_task(parallel_for_elements(parallel, count * dim), count_blocks(count, block),
                 [=](int64_t task) {
@@ -97,15 +123,19 @@ inline Items<T> prepare_items(const Preparation& how, const T* source, const int
                     const T* x = item(source, index, i, dim);
                     poison[i] = poison_of(x, dim);
                     if (how.unit) {
-                      items.inverse_lengths[i] = inverse_length(x, dim, how.eps);
+                      split_number(inverse_length(x, dim, how.eps), items.inverse_lengths + i,
+                                   items.inverse_rests + i);
                     }
                     T* row = rows == nullptr ? buffer : rows + i * dim;
                     if (row != nullptr) {
                       items.prepare(i, {0, dim}, row);
                     }
-                    if (how.norms) {
-                      const T* prepared = row == nullptr ? x : row;
-                      items.squared_norms[i] = static_cast<T>(dot(prepared, prepared, dim));
+                    const T* prepared = row == nullptr ? x : row;
+                    if (how.distances) {
+                      split_number(dot(prepared, prepared, dim), items.squared_norms + i,
+                                   items.norm_rests + i);
+                    } else if (how.norms) {
+                      items.squared_norms[i] = static_cast<T>(square_sum(prepared, dim));
                     }
                   }
                 });
@@ -114,6 +144,26 @@ inline Items<T> prepare_items(const Preparation& how, const T* source, const int
     items.poison += poison[i];
   }
   return items;
+}
+
+// [dim] sum_i weight_i x_i of the prepared items in double precision; null: all weights are 1
+template <typename T>
+inline double* sum_of_items(const Items<T>& items, const double* weights, Parallel parallel) {
+  constexpr int64_t block = 64;
+  double* sum = take_filled<double>(items.dim, 0);
+  const Parallel threads = parallel_for_elements(parallel, items.count * items.dim);
+  for_each_task(threads, count_blocks(items.dim, block), [=](int64_t task) {
+    const Range range = block_range(items.dim, block, task);
+    T buffer[block];
+    for (int64_t i = 0; i < items.count; ++i) {
+      const T* x = items.values(i, range, static_cast<T*>(buffer));
+      const double weight = weights == nullptr ? 1.0 : weights[i];
+      for (int64_t d = 0; d < range.size; ++d) {
+        sum[range.begin + d] += weight * x[d];
+      }
+    }
+  });
+  return sum;
 }
 
 // Through u = x / |x|: du becomes dx = (du - (u . du) u) / |x|, in place.

@@ -22,10 +22,22 @@ struct Items {
   const int64_t* index;  // [count] into the tensor's rows, or null
   int64_t count;
   int64_t dim;
-  T* squared_norms;    // [padded(count)], distances only
+  // What is rounded here is rounded alike in every pair of an item, and no sum over pairs averages
+  // it out: so what a number lost to rounding is kept beside it.
+  T* squared_norms;    // [padded(count)], of distances and of a self-affinity
+  T* norm_rests;       // [padded(count)], of distances
   T* inverse_lengths;  // [count], unit features only; 0 for a zero item
+  T* inverse_rests;    // [count]
   T* packed;           // panels, keys only; null where they are not held
   T poison;            // NaN where an item is inf or NaN, else 0
+
+  // x_i . x_i, to the last bit or so
+  T own_product(int64_t i) const {
+    if (squared_norms != nullptr) {
+      return squared_norms[i];
+    }
+    return inverse_lengths[i] == 0 ? T{0} : T{1};
+  }
 
   // where item i lies, prepared or, if those are not held, in the tensor
   const T* stored(int64_t i) const {
@@ -37,7 +49,7 @@ struct Items {
   template <typename Use>
   AFFKD_INLINE void with_change(int64_t first, int64_t feature, Use use) const {
     if (rows == nullptr && inverse_lengths != nullptr) {
-      use(Scaled{inverse_lengths + first});
+      use(Scaled{inverse_lengths + first, inverse_rests + first});
     } else if (rows == nullptr && mean != nullptr) {
       use(Centered{mean + feature});
     } else {
@@ -80,9 +92,10 @@ struct Items {
   // by 1 / |x|, or by 0 where x counts as nothing
   struct Scaled {
     const T* scales;
+    const T* rests;
     template <typename X>
     AFFKD_INLINE X operator()(int64_t i, int64_t, X x) const {
-      return x * scales[i];
+      return x * scales[i] + x * rests[i];
     }
   };
 

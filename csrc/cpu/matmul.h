@@ -15,6 +15,10 @@ constexpr int64_t kPanel = 2 * kLanes<T>;
 // Steps of a sum taken at a time, so that the slice of the panel stays in the first-level cache.
 constexpr int64_t kDepth = 256;
 
+// Steps summed in registers before they join the rest of the sum. The rounding of a sum taken in
+// order grows with its length; of sums of short sums it hardly does.
+constexpr int64_t kRun = 64;
+
 // The left factor, by strides: a transposed matrix is one with its strides exchanged.
 template <typename T>
 struct Factor {
@@ -44,10 +48,10 @@ inline void write_panel_row(T* out, Vector<T> low, Vector<T> high, int64_t colum
   }
 }
 
-// out[r, :columns] (+)= sum_k a[r, k] * panel[k, :] for `rows` rows
+// out[r, :columns] (+)= sum_k a[r, k] * panel[k, :] for `rows` rows, the sums in registers
 template <typename T, int rows>
-inline void multiply_group(int64_t depth, Factor<T> a, const T* panel, Output<T> out,
-                           int64_t columns, bool add) {
+inline void multiply_run(int64_t depth, Factor<T> a, const T* panel, Output<T> out, int64_t columns,
+                         bool add) {
   Vector<T> low[rows] = {};
   Vector<T> high[rows] = {};
   for (int64_t k = 0; k < depth; ++k) {
@@ -63,6 +67,16 @@ inline void multiply_group(int64_t depth, Factor<T> a, const T* panel, Output<T>
 #pragma GCC unroll 16
   for (int r = 0; r < rows; ++r) {
     write_panel_row(out.data + r * out.stride, low[r], high[r], columns, add);
+  }
+}
+
+template <typename T, int rows>
+inline void multiply_group(int64_t depth, Factor<T> a, const T* panel, Output<T> out,
+                           int64_t columns, bool add) {
+  for (int64_t k = 0; k < depth; k += kRun) {
+    const int64_t steps = depth - k < kRun ? depth - k : kRun;
+    multiply_run<T, rows>(steps, {a.data + k * a.step, a.row, a.step}, panel + k * kPanel<T>, out,
+                          columns, add || k > 0);
   }
 }
 

@@ -21,9 +21,8 @@ class Pairs {
         self_(matrix.self),
         dense_(settings.algorithm == Algorithm::dense),
         block_(block_size(matrix, dense_)),
-        strip_(matrix.queries <= 128   ? 32
-               : matrix.queries <= 768 ? 48
-                                       : 96) {
+        row_block_(row_block_size(matrix, block_)),
+        strip_(strip_size(matrix.queries)) {
     student = prepare_side(matrix.student, settings.student_scale);
     teacher = prepare_side(matrix.teacher, settings.teacher_scale);
     if (dense_) {
@@ -69,7 +68,7 @@ class Pairs {
   // visit(tile) for every tile; of a self-affinity, for one of each mirrored couple
   template <typename Visit>
   void sweep_tiles(Parallel threads, Visit visit) {
-    const int64_t row_blocks = count_blocks(matrix_.queries, block_);
+    const int64_t row_blocks = count_blocks(matrix_.queries, row_block_);
     const int64_t column_blocks = count_blocks(matrix_.keys, block_);
     const int64_t rounds = row_blocks > column_blocks ? row_blocks : column_blocks;
     const Scratch scratch;
@@ -110,13 +109,32 @@ class Pairs {
   static int64_t block_size(const Matrix<T>& matrix, bool dense) {
     const int64_t n = matrix.queries > matrix.keys ? matrix.queries : matrix.keys;
     if (dense) {
-      return n <= 128 ? 32 : 96;
+      return n <= 128 ? 32 : n <= 256 ? 64 : 96;
     }
     return n <= 384 ? 96 : n <= 1024 ? 128 : 192;
   }
 
+  // A multiple of four strips of one size, so that no thread waits for the last of another.
+  static int64_t strip_size(int64_t rows) {
+    const int64_t wanted = rows <= 256 ? 32 : rows <= 768 ? 48 : 96;
+    const int64_t strips = 4 * count_blocks(rows, 4 * wanted);
+    const int64_t even = count_blocks(rows, strips > 0 ? strips : 1);
+    return even > 16 ? even : 16;
+  }
+
+  // Few rows facing many columns are shared out evenly: `tiled` has one tile for each block of rows
+  // to give to the threads.
+  static int64_t row_block_size(const Matrix<T>& matrix, int64_t block) {
+    if (matrix.self) {
+      return block;
+    }
+    const int64_t blocks = count_blocks(matrix.queries, block);
+    const int64_t rows = count_blocks(matrix.queries, blocks < 2 ? 2 : blocks);
+    return rows < 32 ? 32 : rows;
+  }
+
   PreparedSide<T> prepare_side(const Side<T>& side, double scale) {
-    const Preparation how = preparation_of(settings_);
+    const Preparation how = preparation_of(settings_, self_);
     const T* keys = self_ ? side.queries : side.keys;
     // a distance takes any common point, the centering of a matrix the means of either side
     const T* key_mean = nullptr;
@@ -146,11 +164,13 @@ class Pairs {
     stride_ += stride_ * sizeof(T) % 4096 == 0 ? kPanel<T> : 0;
     student_values_ = take<T>(matrix_.queries * stride_);
     teacher_values_ = take<T>(matrix_.queries * stride_);
-    const int64_t blocks = count_blocks(matrix_.queries, block_);
+    const int64_t blocks = count_blocks(matrix_.queries, row_block_);
     if (!self_) {
-      for_each_task(parallel, blocks, [&](int64_t task) {
-        const Range rows = block_range(matrix_.queries, block_, task);
-        fill_tile(settings_, rules, student, teacher, stored(rows, {0, matrix_.keys}));
+      // few rows may face many columns: only both together are work for all threads
+      for_each_task(parallel, blocks * count_blocks(matrix_.keys, block_), [&](int64_t task) {
+        const Range rows = block_range(matrix_.queries, row_block_, task % blocks);
+        const Range columns = block_range(matrix_.keys, block_, task / blocks);
+        fill_tile(settings_, rules, student, teacher, stored(rows, columns));
       });
       return;
     }
@@ -193,14 +213,14 @@ class Pairs {
   void visit_computed(int64_t row, int64_t column, Visit& visit) {
     const Scratch scratch;
     const int64_t stride = round_up(block_, kPanel<T>);
-    const Range rows = block_range(matrix_.queries, block_, row);
+    const Range rows = block_range(matrix_.queries, row_block_, row);
     const Range columns = block_range(matrix_.keys, block_, column);
     const Tile<T> tile{rows.begin,
                        rows.size,
                        columns.begin,
                        columns.size,
-                       take<T>(block_ * stride),
-                       take<T>(block_ * stride),
+                       take<T>(row_block_ * stride),
+                       take<T>(row_block_ * stride),
                        stride};
     fill_tile(settings_, rules, student, teacher, tile);
     visit(tile);
@@ -210,8 +230,9 @@ class Pairs {
   const Matrix<T>& matrix_;
   const bool self_;
   const bool dense_;
-  const int64_t block_;  // rows and columns of a tile
-  const int64_t strip_;  // rows of a sweep over the matrix that is held
+  const int64_t block_;      // columns of a tile
+  const int64_t row_block_;  // and rows, as many in a self-affinity
+  const int64_t strip_;      // rows of a sweep over the matrix that is held
   int64_t stride_ = 0;
   T* student_values_ = nullptr;
   T* teacher_values_ = nullptr;

@@ -46,7 +46,7 @@ inline void for_each_task(Parallel parallel, int64_t tasks, Body body) {
 
 // For work that is linear in the number of elements: below this, waking the threads costs more.
 inline Parallel parallel_for_elements(Parallel parallel, int64_t elements) {
-  return elements <= (int64_t{1} << 16) ? run_serially : parallel;
+  return elements <= (int64_t{1} << 13) ? run_serially : parallel;
 }
 
 struct Range {

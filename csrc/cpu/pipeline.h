@@ -5,7 +5,8 @@
 //   gradients    W = dA * dphi in place of the student's values, and the products with it
 //
 // The algorithms, `dense` and `tiled`, differ in where the pairs come from (pairs.h); the stages
-// are the same.
+// are the same. A softmax over both axes treats the columns as it does the rows (`Lines`); both
+// losses share one W.
 #pragma once
 
 #include "pairs.h"
@@ -20,6 +21,7 @@ class Pipeline {
         matrix_(matrix),
         pairs_(settings, matrix, parallel),
         self_(matrix.self),
+        columns_too_(matrix.columns_too),
         softmax_(settings.normalization == Normalization::softmax),
         centered_(settings.normalization == Normalization::frobenius_centered &&
                   !centers_features(settings)),
@@ -35,7 +37,8 @@ class Pipeline {
     if (sums_are_linear()) {
       find_linear_sums();
     } else if (settings_.normalization != Normalization::none) {
-      pairs_.sweep(pairs_.parallel, [this](const Tile<T>& tile) { add_statistics(tile); });
+      sweep([this](const Tile<T>& tile) { add_statistics(tile); },
+            [this](const Tile<T>& tile) { add_column_statistics(tile); });
     }
     if (centers_features(settings_)) {
       student_square_ = square_before_centering(pairs_.student);
@@ -43,7 +46,8 @@ class Pipeline {
     }
     finish_statistics();
     if (!fused_) {
-      pairs_.sweep(pairs_.parallel, [this](const Tile<T>& tile) { add_losses(tile); });
+      sweep([this](const Tile<T>& tile) { add_losses(tile); },
+            [this](const Tile<T>& tile) { add_column_losses(tile); });
       finish_corrections();
     }
     if (wants_gradient_) {
@@ -51,6 +55,11 @@ class Pipeline {
         gradient_means_ = sweep_gradient_means();
       }
       sweep_gradients();
+      if (guess_failed()) {
+        sweep_again();
+      } else if (fused_ && corrects_afterwards()) {
+        add_late_corrections();
+      }
       finish_gradients();
     }
     finish_loss();
@@ -58,20 +67,30 @@ class Pipeline {
 
  private:
   void prepare() {
-    const int64_t n = matrix_.queries;
-    student_states_ = take_filled<RowState>(n, empty_state(settings_.normalization));
-    teacher_states_ = take_filled<RowState>(n, empty_state(settings_.normalization));
-    sums_ = take_filled<RowSums>(n, {0, 0});
-    rows_ = {scaling_arrays(n), scaling_arrays(n), zeros(n), zeros(n)};
-    for (int64_t i = 0; i < n; ++i) {
-      rows_.weight[i] = static_cast<T>(matrix_.loss_scale * row_weight(i));
+    rows_ = empty_lines(matrix_.queries);
+    for (int64_t i = 0; i < matrix_.queries; ++i) {
+      rows_.terms.weight[i] = static_cast<T>(matrix_.loss_scale * row_weight(i));
     }
+    if (columns_too_) {
+      columns_ = empty_lines(matrix_.keys);
+      for (int64_t j = 0; j < matrix_.keys; ++j) {
+        columns_.terms.weight[j] = static_cast<T>(matrix_.column_loss_scale);
+      }
+    }
+  }
+
+  Lines<T> empty_lines(int64_t n) const {
+    const RowState state = empty_state(settings_.normalization);
+    return {take_filled<RowState>(n, state),
+            take_filled<RowState>(n, state),
+            take_filled<RowSums>(n, RowSums{}),
+            {scaling_arrays(n), scaling_arrays(n), zeros(n), zeros(n)}};
   }
 
   static T* zeros(int64_t n) { return take_filled<T>(padded<T>(n), 0); }
 
   static ScalingArrays<T> scaling_arrays(int64_t n) {
-    return {zeros(n), zeros(n), zeros(n), zeros(n)};
+    return {zeros(n), zeros(n), zeros(n), zeros(n), zeros(n)};
   }
 
   double row_weight(int64_t i) const {
@@ -141,6 +160,22 @@ class Pipeline {
         pairs_.rules.row_mask(tile.row + i, tile.column, tile.columns, false, false, buffers.mask)};
   }
 
+  // Of every pair the row is visited and, where that counts, the column.
+  template <typename VisitRows, typename VisitColumns>
+  void sweep(VisitRows visit_rows, VisitColumns visit_columns) {
+    if (!columns_too_) {
+      pairs_.sweep(pairs_.parallel, visit_rows);
+    } else if (pairs_.dense()) {
+      pairs_.sweep(pairs_.parallel, visit_rows);
+      pairs_.sweep_columns(visit_columns);
+    } else {
+      pairs_.sweep(pairs_.parallel, [&](const Tile<T>& tile) {
+        visit_rows(tile);
+        visit_columns(tile);
+      });
+    }
+  }
+
   void add_statistics(const Tile<T>& tile) {
     const Scratch scratch;
     const Buffers buffers(tile.columns);
@@ -149,24 +184,34 @@ class Pipeline {
     const T teacher_scale = static_cast<T>(1 / settings_.teacher_tau);
     for (int64_t i = 0; i < tile.rows; ++i) {
       Row row = row_of(tile, i, buffers);
+      if (fused_ && has_closed_correction()) {
+        RowSums& sums = rows_.sums[tile.row + i];
+        sums.correction += dot_row(row.student, row.teacher, tile.columns, row.mask);
+        sums.square += dot_row(row.student, row.student, tile.columns, row.mask);
+      }
       if (kind == Normalization::mean_offdiag) {
         row.mask = pairs_.rules.row_mask(tile.row + i, tile.column, tile.columns, false, true,
                                          buffers.mask);
       }
       const int64_t n = tile.columns;
-      add_statistic(kind, row.student, n, row.mask, student_scale, student_states_[tile.row + i]);
-      add_statistic(kind, row.teacher, n, row.mask, teacher_scale, teacher_states_[tile.row + i]);
-      if (fused_ && has_closed_correction()) {
-        sums_[tile.row + i].correction += dot_row(row.student, row.teacher, n, row.mask);
-      }
+      add_statistic(kind, row.student, n, row.mask, student_scale,
+                    rows_.student_states[tile.row + i]);
+      add_statistic(kind, row.teacher, n, row.mask, teacher_scale,
+                    rows_.teacher_states[tile.row + i]);
     }
   }
+
+  Tile<T> columns_of(const Tile<T>& tile) const;
+  void add_column_statistics(const Tile<T>& tile);
+  void add_column_losses(const Tile<T>& tile);
+  void finish_column_corrections();
+  void finish_column_losses();
 
   // sum_j (scale q.k_j + offset) needs the sum of the keys, and no sweep
   bool sums_are_linear() const {
     const Normalization kind = settings_.normalization;
     return (kind == Normalization::row_sum || kind == Normalization::mean_all) &&
-           settings_.pair == PairFunction::linear && !settings_.clamped &&
+           settings_.pair == PairFunction::linear && !clamps_affinities(settings_) &&
            pairs_.rules.all_pairs() && settings_.diagonal == Diagonal::keep;
   }
   void find_linear_sums();
@@ -174,11 +219,28 @@ class Pipeline {
 
   // c = 2 w sum_j (P - T) P follows from sums of squares and products, all there after one sweep
   bool has_closed_correction() const {
+    return settings_.loss == Loss::mse ? divides_by_sums() : guesses_correction();
+  }
+
+  // whether a sweep over the affinities finds what they are divided by
+  bool divides_by_sums() const {
     const Normalization kind = settings_.normalization;
-    const bool matrix =
-        kind == Normalization::frobenius || kind == Normalization::frobenius_centered;
-    return settings_.loss == Loss::mse &&
-           (kind == Normalization::row_l2 || (matrix && matrix_.row_weight == nullptr));
+    return kind != Normalization::none && kind != Normalization::max_detached && !softmax_ &&
+           !sums_are_linear();
+  }
+
+  // The same of smooth L1, as long as all differences are below beta: where a sweep is dear, it is
+  // worth trying.
+  bool guesses_correction() const {
+    return settings_.loss == Loss::smooth_l1 && settings_.beta > 0 && !pairs_.dense() &&
+           divides_by_sums();
+  }
+
+  // c = -1 + sum_j t eps / (s + eps), and a row's part of a linear A is a sum over the keys: the
+  // small rest can follow after the sweep that finds it.
+  bool corrects_afterwards() const {
+    return settings_.normalization == Normalization::row_sum && sums_are_linear() &&
+           settings_.loss == Loss::kl_forward && !pairs_.dense();
   }
 
   // c needs no sweep of its own, so that the losses can go along with the gradients
@@ -190,7 +252,7 @@ class Pipeline {
     if (softmax_) {
       return settings_.loss == Loss::kl_forward || settings_.loss == Loss::cross_entropy;
     }
-    return has_closed_correction();
+    return has_closed_correction() || corrects_afterwards();
   }
 
   bool rows_of_one_statistic() const {
@@ -212,11 +274,11 @@ class Pipeline {
 
   void finish_statistics();
   void finish_row(int64_t i);
-  void finish_softmax(int64_t i);
+  void finish_softmax(const Lines<T>& lines, int64_t i) const;
   void finish_matrix();
   void finish_known_corrections();
-  double matrix_statistic(const RowState* states, double square, double* slope_scale,
-                          double* maximum) const;
+  double matrix_statistic(const PreparedSide<T>& side, const RowState* states, double square,
+                          double* slope_scale, double* maximum) const;
   double square_before_centering(const PreparedSide<T>& side) const;
   void sweep_affinity_means();
   Means means_of(const double* row_sums, const double* column_sums) const;
@@ -227,13 +289,16 @@ class Pipeline {
     for (int64_t i = 0; i < tile.rows; ++i) {
       const Row row = row_of(tile, i, buffers);
       const RowSums sums = row_loss(settings_, row.student, row.teacher, tile.columns, row.mask,
-                                    OwnRow<T>(rows_, tile.row + i));
-      sums_[tile.row + i].loss += sums.loss;
-      sums_[tile.row + i].correction += sums.correction;
+                                    OwnRow<T>(rows_.terms, tile.row + i));
+      rows_.sums[tile.row + i].loss += sums.loss;
+      rows_.sums[tile.row + i].correction += sums.correction;
+      rows_.sums[tile.row + i].beyond += sums.beyond;
     }
   }
 
   void finish_corrections();
+  void forget_losses();
+  bool guess_failed() const;
   void finish_loss();
 
   bool gradient_is_centered() const {
@@ -247,10 +312,12 @@ class Pipeline {
 
   Means sweep_gradient_means();
   void sweep_gradients();
+  void sweep_again();
+  void add_late_corrections();
   void add_row_gradients(const Tile<T>& tile);
   void add_products(const Tile<T>& tile);
   void add_mirror_products(const Tile<T>& tile, T* products, T* sums);
-  void affinity_gradient(const Tile<T>& tile, int64_t i, const Buffers& buffers) const;
+  RowSums affinity_gradient(const Tile<T>& tile, int64_t i, const Buffers& buffers) const;
   void finish_gradients();
   void finish_items(const Items<T>& items, const T* sums, T* products);
 
@@ -258,15 +325,14 @@ class Pipeline {
   Matrix<T>& matrix_;
   Pairs<T> pairs_;
   const bool self_;
+  const bool columns_too_;
   const bool softmax_;
   const bool centered_;  // by double centering the pairs
   const bool wants_gradient_;
-  const bool fused_;  // losses and gradients in one sweep
+  bool fused_;  // losses and gradients in one sweep
 
-  RowState* student_states_ = nullptr;
-  RowState* teacher_states_ = nullptr;
-  RowSums* sums_ = nullptr;
-  RowArrays<T> rows_{};
+  Lines<T> rows_{};
+  Lines<T> columns_{};      // where they have losses too
   T maximum_ = 0;           // of the student's affinities
   double slope_scale_ = 1;  // 1 / count of a mean, 1 / ties of a maximum
 
@@ -286,5 +352,6 @@ class Pipeline {
 
 }  // namespace affkd::AFFKD_NAMESPACE
 
+#include "pipeline_columns.h"
 #include "pipeline_gradients.h"
 #include "pipeline_statistics.h"

@@ -6,23 +6,33 @@
 
 namespace affkd::AFFKD_NAMESPACE {
 
-// d loss / dA along row i of the tile; of a self-affinity, of A_ij and A_ji together.
+// d loss / dA along row i of the tile; of a self-affinity, of A_ij and A_ji together. Returns the
+// losses where those go along with the gradient.
 template <typename T>
-void Pipeline<T>::affinity_gradient(const Tile<T>& tile, int64_t i, const Buffers& buffers) const {
+RowSums Pipeline<T>::affinity_gradient(const Tile<T>& tile, int64_t i,
+                                       const Buffers& buffers) const {
   const int64_t n = tile.columns, at = tile.row + i;
   const Row values = row_of(tile, i, buffers);
-  const bool mirrored = self_ && !rows_are_alike();
+  const bool mirrored = columns_too_ || (self_ && !rows_are_alike());
   const auto* mirror_mask =
       mirrored ? pairs_.rules.row_mask(at, tile.column, n, true, false, buffers.mirror_mask)
                : nullptr;
-  const GradientRow<T> row{values.student,       values.teacher, n,           OwnRow<T>(rows_, at),
-                           {rows_, tile.column}, values.mask,    mirror_mask, maximum_};
+  const GradientRow<T> row{values.student,
+                           values.teacher,
+                           n,
+                           OwnRow<T>(rows_.terms, at),
+                           {columns_too_ ? columns_.terms : rows_.terms, tile.column},
+                           values.mask,
+                           mirror_mask,
+                           maximum_};
   T* out = buffers.gradient;
-  if (mirrored) {
-    row_gradient<true>(settings_, row, out);
-  } else {
-    row_gradient<false>(settings_, row, out);
-  }
+  const auto gradient = [&](auto mirror) {
+    return fused_ ? row_gradient<mirror.get, true>(settings_, row, out)
+                  : row_gradient<mirror.get, false>(settings_, row, out);
+  };
+  const RowSums sums = columns_too_ ? gradient(Constant<Mirror::columns>{})
+                       : mirrored   ? gradient(Constant<Mirror::rows>{})
+                                    : gradient(Constant<Mirror::none>{});
   if (self_ && !mirrored) {
     for (int64_t j = 0; j < n; j += kLanes<T>) {
       store(out + j, load(out + j) + load(out + j));
@@ -32,8 +42,9 @@ void Pipeline<T>::affinity_gradient(const Tile<T>& tile, int64_t i, const Buffer
   if (settings_.normalization == Normalization::mean_offdiag && d >= 0 &&
       pairs_.rules.takes_part(at, tile.column + d)) {
     // the diagonal is no part of the statistic
-    out[d] += (self_ ? 2 : 1) * rows_.correction[at] * rows_.student.multiplier[at];
+    out[d] += (self_ ? 2 : 1) * rows_.terms.correction[at] * rows_.terms.student.multiplier[at];
   }
+  return sums;
 }
 
 template <typename T>
@@ -51,7 +62,7 @@ typename Pipeline<T>::Means Pipeline<T>::sweep_gradient_means() {
   return means_of(sums.rows, sums.columns);
 }
 
-// The tile's student values become V.
+// The tile's student values become V; its losses are added where they go along.
 template <typename T>
 void Pipeline<T>::add_row_gradients(const Tile<T>& tile) {
   const Scratch scratch;
@@ -59,11 +70,15 @@ void Pipeline<T>::add_row_gradients(const Tile<T>& tile) {
   const bool distance = is_distance(settings_.pair);
   const bool flat_diagonal = distance || settings_.diagonal == Diagonal::zero;
   const bool constant_slope =
-      !settings_.clamped &&
+      !clamps_affinities(settings_) &&
       (settings_.pair == PairFunction::linear || settings_.pair == PairFunction::squared_distance);
   for (int64_t i = 0; i < tile.rows; ++i) {
     T* values = tile.student + i * tile.stride;
-    affinity_gradient(tile, i, buffers);
+    const RowSums losses = affinity_gradient(tile, i, buffers);
+    rows_.sums[tile.row + i].loss += losses.loss;
+    rows_.sums[tile.row + i].correction += losses.correction;
+    rows_.sums[tile.row + i].beyond += losses.beyond;
+    rows_.sums[tile.row + i].column_losses += losses.column_losses;
     if (gradient_means_.of_rows != nullptr) {
       subtract_means(gradient_means_, tile, i, buffers.gradient);
     }
@@ -106,6 +121,54 @@ void Pipeline<T>::add_mirror_products(const Tile<T>& tile, T* products, T* sums)
   }
 }
 
+// The correction was guessed, and wrongly: now with the true one.
+template <typename T>
+void Pipeline<T>::sweep_again() {
+  fused_ = false;
+  const auto clear = [](T* products, int64_t count) {
+    if (products != nullptr) {
+      __builtin_memset(products, 0, sizeof(T) * static_cast<size_t>(count));
+    }
+  };
+  clear(query_products_, matrix_.queries * pairs_.student.queries.dim);
+  clear(matrix_.key_gradient, matrix_.keys * pairs_.student.keys.dim);
+  forget_losses();
+  pairs_.sweep(pairs_.parallel, [this](const Tile<T>& tile) { add_losses(tile); });
+  finish_corrections();
+  sweep_gradients();
+}
+
+// Row i of W lacks the same number for every key.
+template <typename T>
+void Pipeline<T>::add_late_corrections() {
+  const Scratch scratch;
+  double* rests = take<double>(matrix_.queries);
+  for (int64_t i = 0; i < matrix_.queries; ++i) {
+    const double correction = matrix_.loss_scale * row_weight(i) * rows_.sums[i].correction;
+    rests[i] = (rows_.terms.correction[i] - correction) * rows_.terms.student.multiplier[i];
+  }
+  const PreparedSide<T>& side = pairs_.student;
+  const double* of_keys = sum_of_items(side.keys, nullptr, pairs_.parallel);
+  const double* of_queries = sum_of_items(side.queries, rests, pairs_.parallel);
+  const auto add = [&](T* products, int64_t count, const double* factors, const double* sum,
+                       const double* mirror) {
+    const Parallel threads = parallel_for_elements(pairs_.parallel, count * side.keys.dim);
+    for_each_task(threads, count, [=, &side](int64_t i) {
+      for (int64_t d = 0; d < side.keys.dim; ++d) {
+        const double own = factors == nullptr ? 0.0 : factors[i] * sum[d];
+        products[i * side.keys.dim + d] +=
+            static_cast<T>(own + (mirror == nullptr ? 0.0 : mirror[d]));
+      }
+    });
+  };
+  if (query_products_ != nullptr) {
+    add(query_products_, matrix_.queries, rests, of_keys, self_ ? of_queries : nullptr);
+  }
+  if (matrix_.key_gradient != nullptr) {
+    add(matrix_.key_gradient, matrix_.keys, nullptr, nullptr, of_queries);
+  }
+}
+
 template <typename T>
 void Pipeline<T>::sweep_gradients() {
   query_products_ = matrix_.query_gradient;
@@ -117,9 +180,6 @@ void Pipeline<T>::sweep_gradients() {
   key_products_ = keys ? matrix_.key_gradient : query_products_;
   key_sums_ = keys ? take_filled<T>(matrix_.keys, 0) : query_sums_;
   const auto visit = [this](const Tile<T>& tile) {
-    if (fused_) {
-      add_losses(tile);
-    }
     add_row_gradients(tile);
     add_products(tile);
   };

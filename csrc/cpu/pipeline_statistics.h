@@ -1,6 +1,7 @@
 // Pipeline: from the sums of a sweep to statistics, the constants of the backward, and the loss.
 #pragma once
 
+#include "largest.h"
 #include "pipeline.h"
 
 namespace affkd::AFFKD_NAMESPACE {
@@ -11,32 +12,26 @@ template <typename T>
 inline void divide_row(const ScalingArrays<T>& side, int64_t i, double statistic, double eps) {
   const double divisor = statistic <= eps ? kInfinity : (statistic - statistic) + statistic;
   side.divisor[i] = static_cast<T>(divisor);
-  side.multiplier[i] = static_cast<T>(1 / divisor);
+  split_number(1 / divisor, side.multiplier + i, side.rest + i);
+}
+
+template <typename T>
+inline double exact_multiplier(const ScalingArrays<T>& side, int64_t i) {
+  return static_cast<double>(side.multiplier[i]) + side.rest[i];
 }
 
 template <typename T>
 void Pipeline<T>::find_linear_sums() {
-  find_linear_sums_of(pairs_.student, student_states_);
-  find_linear_sums_of(pairs_.teacher, teacher_states_);
+  find_linear_sums_of(pairs_.student, rows_.student_states);
+  find_linear_sums_of(pairs_.teacher, rows_.teacher_states);
 }
 
 template <typename T>
 void Pipeline<T>::find_linear_sums_of(const PreparedSide<T>& side, RowState* states) const {
   const int64_t dim = side.keys.dim;
   const Scratch scratch;
-  double* key_sum = take_filled<double>(dim, 0);
-  constexpr int64_t block = 256;
+  const double* key_sum = sum_of_items(side.keys, nullptr, pairs_.parallel);
   const Parallel threads = parallel_for_elements(pairs_.parallel, side.keys.count * dim);
-  for_each_task(threads, count_blocks(dim, block), [&](int64_t task) {
-    const Range range = block_range(dim, block, task);
-    for (int64_t j = 0; j < side.keys.count; ++j) {
-      T buffer[block];
-      const T* key = side.keys.values(j, range, buffer);
-      for (int64_t d = 0; d < range.size; ++d) {
-        key_sum[range.begin + d] += key[d];
-      }
-    }
-  });
   const double offsets = settings_.offset * static_cast<double>(side.keys.count);
   for_each_task(threads, side.queries.count, [&](int64_t i) {
     const Scratch buffers;
@@ -50,16 +45,19 @@ void Pipeline<T>::finish_statistics() {
   const Normalization kind = settings_.normalization;
   for (int64_t i = 0; i < matrix_.queries; ++i) {
     if (softmax_) {
-      finish_softmax(i);
+      finish_softmax(rows_, i);
     } else if (kind == Normalization::none) {
-      divide_row(rows_.student, i, 1.0, 0.0);
-      divide_row(rows_.teacher, i, 1.0, 0.0);
+      divide_row(rows_.terms.student, i, 1.0, 0.0);
+      divide_row(rows_.terms.teacher, i, 1.0, 0.0);
     } else {
       finish_row(i);
     }
   }
   if (rows_of_one_statistic()) {
     finish_matrix();
+  }
+  for (int64_t j = 0; columns_too_ && j < matrix_.keys; ++j) {
+    finish_softmax(columns_, j);
   }
   if (fused_) {
     finish_known_corrections();
@@ -72,12 +70,12 @@ void Pipeline<T>::finish_row(int64_t i) {
   const auto statistic = [&](const RowState& state) {
     return root ? __builtin_sqrt(state.first) : state.first;
   };
-  divide_row(rows_.student, i, statistic(student_states_[i]), settings_.statistic_eps);
-  divide_row(rows_.teacher, i, statistic(teacher_states_[i]), settings_.statistic_eps);
+  divide_row(rows_.terms.student, i, statistic(rows_.student_states[i]), settings_.statistic_eps);
+  divide_row(rows_.terms.teacher, i, statistic(rows_.teacher_states[i]), settings_.statistic_eps);
 }
 
 template <typename T>
-void Pipeline<T>::finish_softmax(int64_t i) {
+void Pipeline<T>::finish_softmax(const Lines<T>& lines, int64_t i) const {
   const auto finish = [i](const ScalingArrays<T>& side, const RowState& state, double tau) {
     side.multiplier[i] = static_cast<T>(1 / tau);
     // a row without pairs has neither maximum nor sum
@@ -85,22 +83,24 @@ void Pipeline<T>::finish_softmax(int64_t i) {
     side.peak[i] = nothing ? T{0} : static_cast<T>(state.first);
     side.log_sum[i] = nothing ? T{0} : static_cast<T>(__builtin_log(state.second));
   };
-  finish(rows_.student, student_states_[i], settings_.student_tau);
-  finish(rows_.teacher, teacher_states_[i], settings_.teacher_tau);
+  finish(lines.terms.student, lines.student_states[i], settings_.student_tau);
+  finish(lines.terms.teacher, lines.teacher_states[i], settings_.teacher_tau);
 }
 
 // The statistic of the whole matrix. `slope_scale` is what the slope of `statistic_slope` lacks.
 template <typename T>
-double Pipeline<T>::matrix_statistic(const RowState* states, double square, double* slope_scale,
-                                     double* maximum) const {
+double Pipeline<T>::matrix_statistic(const PreparedSide<T>& side, const RowState* states,
+                                     double square, double* slope_scale, double* maximum) const {
   const Normalization kind = settings_.normalization;
   const bool largest = kind == Normalization::max || kind == Normalization::max_detached;
   double sum = 0, count = 0;
   *maximum = -kInfinity;
+  int64_t row = 0;  // that has it
   for (int64_t i = 0; i < matrix_.queries; ++i) {
     // not the other way round: a NaN must become the maximum
     if (!(states[i].first <= *maximum)) {
       *maximum = states[i].first;
+      row = i;
     }
   }
   for (int64_t i = 0; i < matrix_.queries; ++i) {
@@ -127,19 +127,27 @@ double Pipeline<T>::matrix_statistic(const RowState* states, double square, doub
     return norm <= 8.0 * kEpsilon<T> * before ? 0.0 : norm;
   }
   *slope_scale = count > 0 ? 1 / count : 0;
-  return largest ? *maximum : sum * *slope_scale;
+  if (!largest) {
+    return sum * *slope_scale;
+  }
+  const bool finite = *maximum - *maximum == 0;
+  // |s - t| tells equal from almost equal: the maximum over itself must be 1
+  return finite && settings_.loss != Loss::l1 ? largest_of_row(settings_, pairs_.rules, side, row)
+                                              : *maximum;
 }
 
 template <typename T>
 void Pipeline<T>::finish_matrix() {
   double slope_scale, maximum;
-  const double teacher = matrix_statistic(teacher_states_, teacher_square_, &slope_scale, &maximum);
-  const double student = matrix_statistic(student_states_, student_square_, &slope_scale, &maximum);
+  const double teacher = matrix_statistic(pairs_.teacher, rows_.teacher_states, teacher_square_,
+                                          &slope_scale, &maximum);
+  const double student = matrix_statistic(pairs_.student, rows_.student_states, student_square_,
+                                          &slope_scale, &maximum);
   slope_scale_ = slope_scale;
   maximum_ = static_cast<T>(maximum);
   for (int64_t i = 0; i < matrix_.queries; ++i) {
-    divide_row(rows_.student, i, student, settings_.statistic_eps);
-    divide_row(rows_.teacher, i, teacher, settings_.statistic_eps);
+    divide_row(rows_.terms.student, i, student, settings_.statistic_eps);
+    divide_row(rows_.terms.teacher, i, teacher, settings_.statistic_eps);
   }
 }
 
@@ -171,29 +179,55 @@ template <typename T>
 void Pipeline<T>::finish_known_corrections() {
   for (int64_t i = 0; i < matrix_.queries; ++i) {
     if (has_closed_correction()) {
-      const double student = rows_.student.multiplier[i], teacher = rows_.teacher.multiplier[i];
-      const double squares = student_states_[i].first * student * student;
-      sums_[i].correction = 2 * (squares - sums_[i].correction * student * teacher);
+      const double student = exact_multiplier(rows_.terms.student, i);
+      const double teacher = exact_multiplier(rows_.terms.teacher, i);
+      const double squares = rows_.sums[i].square * student * student;
+      const double slope = settings_.loss == Loss::mse ? 2 : 1 / settings_.beta;
+      rows_.sums[i].correction = slope * (squares - rows_.sums[i].correction * student * teacher);
     } else if (softmax_) {
       // sum_j s dl/ds = -sum_j t = -1
-      sums_[i].correction = matrix_.pairs[i] > 0 ? -1 : 0;
+      rows_.sums[i].correction = matrix_.pairs[i] > 0 ? -1 : 0;
+    } else if (corrects_afterwards()) {
+      // all but -sum_j t eps / (s + eps), and nothing where t is 0
+      rows_.sums[i].correction = rows_.terms.teacher.multiplier[i] == 0 ? 0 : -1;
     }
   }
   finish_corrections();
+  forget_losses();
+}
+
+// What the sweep over the gradients finds anew.
+template <typename T>
+void Pipeline<T>::forget_losses() {
+  for (int64_t i = 0; i < matrix_.queries; ++i) {
+    rows_.sums[i] = {};
+  }
+}
+
+template <typename T>
+bool Pipeline<T>::guess_failed() const {
+  double beyond = 0;
+  for (int64_t i = 0; i < matrix_.queries; ++i) {
+    beyond += rows_.sums[i].beyond;
+  }
+  return guesses_correction() && beyond > 0;
 }
 
 template <typename T>
 void Pipeline<T>::finish_corrections() {
   double total = 0;
   for (int64_t i = 0; i < matrix_.queries; ++i) {
-    const double correction = matrix_.loss_scale * row_weight(i) * sums_[i].correction;
-    rows_.correction[i] = static_cast<T>(correction);
+    const double correction = matrix_.loss_scale * row_weight(i) * rows_.sums[i].correction;
+    rows_.terms.correction[i] = static_cast<T>(correction);
     total += correction;
   }
   if (rows_of_one_statistic()) {
     for (int64_t i = 0; i < matrix_.queries; ++i) {
-      rows_.correction[i] = static_cast<T>(total * slope_scale_);
+      rows_.terms.correction[i] = static_cast<T>(total * slope_scale_);
     }
+  }
+  if (columns_too_) {
+    finish_column_corrections();
   }
 }
 
@@ -203,11 +237,14 @@ void Pipeline<T>::finish_loss() {
     if (matrix_.pairs[i] == 0) {
       continue;
     }
-    const double loss = matrix_.loss_scale * row_weight(i) * (sums_[i].loss + pairs_.poison);
+    const double loss = matrix_.loss_scale * row_weight(i) * (rows_.sums[i].loss + pairs_.poison);
     matrix_.loss += loss;
     if (matrix_.row_losses != nullptr) {
       matrix_.row_losses[source_row(i)] = static_cast<T>(loss);
     }
+  }
+  if (columns_too_) {
+    finish_column_losses();
   }
 }
 

@@ -26,9 +26,29 @@ inline RowState empty_state(Normalization normalization) {
 // sum over j of term(a_j), term(a_j) being a vector
 template <typename T, typename Term>
 inline double sum_row(const T* a, int64_t n, const MaskLane<T>* mask, Term term) {
-  Vector<T> sum = {};
-  for_lanes<T>(n, mask, [&](int64_t j, auto lanes) { sum += keep(lanes, term(load(a + j))); });
-  return sum_lanes<T>(sum);
+  double total = 0;
+  for_runs<T>(n, mask, [&](int64_t first, int64_t count, const MaskLane<T>* part) {
+    Vector<T> sum = {};
+    for_lanes<T>(count, part,
+                 [&](int64_t j, auto lanes) { sum += keep(lanes, term(load(a + first + j))); });
+    total += sum_lanes<T>(sum);
+  });
+  return total;
+}
+
+// sum_j a_j b_j in double precision: what follows from such sums are differences in which all but
+// the last digits cancel
+template <typename T>
+inline double dot_row(const T* a, const T* b, int64_t n, const MaskLane<T>* mask) {
+  DoubleVector sum = {};
+  const int64_t whole = mask == nullptr ? n / kLanes<T> * kLanes<T> : 0;
+  for (int64_t j = 0; j < whole; j += kLanes<double>) {
+    sum += widen(a + j) * widen(b + j);
+  }
+  for_lanes<T>(n - whole, mask, [&](int64_t j, auto lanes) {
+    sum += wide_product(keep(lanes, load(a + whole + j)), keep(lanes, load(b + whole + j)));
+  });
+  return sum_lanes<double>(sum);
 }
 
 template <typename T>
@@ -82,7 +102,7 @@ inline void add_statistic(Normalization normalization, const T* a, int64_t n,
     case Normalization::row_l2:
     case Normalization::frobenius:
     case Normalization::frobenius_centered:
-      state.first += sum_row(a, n, mask, [](V x) { return x * x; });
+      state.first += dot_row(a, a, n, mask);
       return;
     case Normalization::row_l1:
       state.first += sum_row(a, n, mask, [](V x) { return absolute(x); });
@@ -104,14 +124,6 @@ inline void add_statistic(Normalization normalization, const T* a, int64_t n,
     case Normalization::softmax:
       return add_exponentials(a, n, mask, inverse_tau, state);
   }
-}
-
-template <typename T>
-inline double dot_row(const T* a, const T* b, int64_t n, const MaskLane<T>* mask) {
-  Vector<T> sum = {};
-  for_lanes<T>(n, mask,
-               [&](int64_t j, auto lanes) { sum += keep(lanes, load(a + j) * load(b + j)); });
-  return sum_lanes<T>(sum);
 }
 
 // Adds a row to the sums of its row and, where wanted, of the columns it crosses.

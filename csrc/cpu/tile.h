@@ -40,7 +40,7 @@ inline void with_pair_function(PairFunction function, Choose choose) {
 
 // Whether a stored value is the affinity itself.
 inline bool stores_affinity(const Settings& settings) {
-  return !settings.clamped && settings.pair != PairFunction::taylor &&
+  return !clamps_affinities(settings) && settings.pair != PairFunction::taylor &&
          settings.pair != PairFunction::power;
 }
 
@@ -69,6 +69,8 @@ class PairRules {
     const int64_t j = diagonal(i) - column;
     return j >= 0 && j < columns ? j : -1;
   }
+
+  bool is_self() const { return matrix_.self; }
 
   bool all_pairs() const {
     return matrix_.pair_mask == nullptr && settings_.diagonal != Diagonal::exclude;
@@ -116,19 +118,30 @@ template <typename T>
 inline void apply_pair_function(const Settings& settings, const PreparedSide<T>& side, int64_t i,
                                 int64_t column, int64_t columns, T* values) {
   using V = Vector<T>;
-  if (settings.pair == PairFunction::linear && side.scale == 1 && settings.offset == 0) {
+  if (settings.pair == PairFunction::linear && side.scale == 1 && settings.offset == 0 &&
+      !clamps_rounding(settings)) {
     return;
   }
   const V scale = splat<V>(side.scale), offset = splat<V>(settings.offset);
   const V eps = splat<V>(settings.affinity_eps);
-  const bool norms = is_distance(settings.pair);
-  const V query_norm = splat<V>(norms ? side.queries.squared_norms[i] : T{0});
-  const T* key_norms = norms ? side.keys.squared_norms + column : nullptr;
   with_pair_function(settings.pair, [&](auto function) {
     constexpr PairFunction P = function.get;
-    for (int64_t j = 0; j < columns; j += kLanes<T>) {
-      const V key_norm = norms ? load(key_norms + j) : V{};
-      store(values + j, pair_value<P>(load(values + j), query_norm, key_norm, scale, offset, eps));
+    if constexpr (is_distance(P)) {
+      const V norm = splat<V>(side.queries.squared_norms[i]);
+      const V rest = splat<V>(side.queries.norm_rests[i]);
+      const T* key_norms = side.keys.squared_norms + column;
+      const T* key_rests = side.keys.norm_rests + column;
+      for (int64_t j = 0; j < columns; j += kLanes<T>) {
+        const V squared = squared_distance(load(values + j), norm, load(key_norms + j));
+        const V rests = rest + load(key_rests + j);
+        store(values + j, value_at_distance<P>(squared + rests, scale, eps));
+      }
+    } else {
+      const V low = splat<V>(clamps_rounding(settings) ? settings.clamp_min : -kInfinity);
+      for (int64_t j = 0; j < columns; j += kLanes<T>) {
+        const V value = pair_value<P>(load(values + j), V{}, V{}, scale, offset, eps);
+        store(values + j, at_least(value, low));
+      }
     }
   });
 }
@@ -151,8 +164,11 @@ inline void fill_values(const Settings& settings, const PairRules<T>& rules,
   const T same = settings.pair == PairFunction::gaussian ? T{1} : T{0};
   for (int64_t i = 0; i < tile.rows; ++i) {
     T* row = values + i * tile.stride;
-    apply_pair_function(settings, side, tile.row + i, tile.column, tile.columns, row);
     const int64_t d = rules.diagonal_in(tile.row + i, tile.column, tile.columns);
+    if (rules.is_self() && d >= 0) {
+      row[d] = side.queries.own_product(tile.row + i);
+    }
+    apply_pair_function(settings, side, tile.row + i, tile.column, tile.columns, row);
     if (patched && d >= 0) {
       row[d] = zeroed ? T{0} : same;
     }

@@ -94,6 +94,19 @@ AFFKD_INLINE DoubleVector widen(const float* from) {
   return __builtin_convertvector(half, DoubleVector);
 }
 
+AFFKD_INLINE DoubleVector wide_product(DoubleVector a, DoubleVector b) {
+  return a * b;
+}
+
+// the products of both halves, added
+AFFKD_INLINE DoubleVector wide_product(FloatVector a, FloatVector b) {
+  constexpr int64_t half = kLanes<double>;
+  float left[2 * half], right[2 * half];
+  __builtin_memcpy(left, &a, sizeof(a));
+  __builtin_memcpy(right, &b, sizeof(b));
+  return widen(left) * widen(right) + widen(left + half) * widen(right + half);
+}
+
 AFFKD_INLINE FloatVector square_root(FloatVector x) {
   FloatVector root;
   for (int64_t lane = 0; lane < kLanes<float>; ++lane) {
@@ -108,6 +121,23 @@ AFFKD_INLINE DoubleVector square_root(DoubleVector x) {
     root[lane] = __builtin_sqrt(x[lane]);
   }
   return root;
+}
+
+template <typename V>
+AFFKD_INLINE V product_rest_of_lanes(V a, V b, V product) {
+  V rest;
+  for (size_t lane = 0; lane < sizeof(V) / sizeof(a[0]); ++lane) {
+    rest[lane] = product_rest(a[lane], b[lane], product[lane]);
+  }
+  return rest;
+}
+
+AFFKD_INLINE FloatVector product_rest(FloatVector a, FloatVector b, FloatVector product) {
+  return product_rest_of_lanes(a, b, product);
+}
+
+AFFKD_INLINE DoubleVector product_rest(DoubleVector a, DoubleVector b, DoubleVector product) {
+  return product_rest_of_lanes(a, b, product);
 }
 
 // the sum of all lanes, always in the same order
@@ -186,6 +216,29 @@ inline double dot(const T* a, const U* b, int64_t n) {
   return sum;
 }
 
+// sum_d x_d^2. Lane by lane the sums are short, and what they round is spread over many lanes.
+template <typename T>
+inline double square_sum(const T* x, int64_t n) {
+  constexpr int64_t lanes = kLanes<T>, width = 4 * lanes, run = 16 * width;
+  double total = 0;
+  int64_t d = 0;
+  while (d + width <= n) {
+    const int64_t end = d + run < n ? d + run : n;
+    Vector<T> sums[4] = {};
+    for (; d + width <= end; d += width) {
+      for (int64_t r = 0; r < 4; ++r) {
+        const Vector<T> part = load(x + d + r * lanes);
+        sums[r] += part * part;
+      }
+    }
+    total += sum_lanes<T>((sums[0] + sums[1]) + (sums[2] + sums[3]));
+  }
+  for (; d < n; ++d) {
+    total += static_cast<double>(x[d]) * static_cast<double>(x[d]);
+  }
+  return total;
+}
+
 // Which lanes of a step take part: known at compile time to be all of them, or given by a mask.
 struct AllLanes {};
 
@@ -230,6 +283,15 @@ AFFKD_INLINE void for_lanes(int64_t n, const MaskLane<T>* mask, Step step) {
   }
   if (j < n) {
     step(j, first_lanes<T>(n - j));
+  }
+}
+
+// part(first, count, mask) over [0, n) in runs so short that a sum over one may be of precision T
+template <typename T, typename Part>
+AFFKD_INLINE void for_runs(int64_t n, const MaskLane<T>* mask, Part part) {
+  constexpr int64_t run = 32 * kLanes<T>;
+  for (int64_t first = 0; first < n; first += run) {
+    part(first, n - first < run ? n - first : run, mask == nullptr ? nullptr : mask + first);
   }
 }
 
