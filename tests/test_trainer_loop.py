@@ -23,12 +23,13 @@ from affkd_kernels.trainer.config import (
 )
 from affkd_kernels.trainer.data import load_data
 from affkd_kernels.trainer.errors import FileContentError
-from affkd_kernels.trainer.loop import Run, build_objective, run
+from affkd_kernels.trainer.loop import Run
 from affkd_kernels.trainer.models import MODELS, build_model
 from affkd_kernels.trainer.networks import Teacher
 from affkd_kernels.trainer.objective import NonFiniteLossError, Objective, Outputs, build_term
 from affkd_kernels.trainer.rehearsal import gradient_shares, rehearse
 from affkd_kernels.trainer.report import progress_line
+from affkd_kernels.trainer.run import build_objective, run
 from affkd_kernels.trainer.run_folder import RunFolder, load_checkpoint
 from affkd_kernels.trainer.step import batch_order, initial_student
 
@@ -55,7 +56,7 @@ def small(out, **changes):
 
 def without_times(value):
     if isinstance(value, dict):
-        return {k: without_times(v) for k, v in value.items() if k != "seconds"}
+        return {k: without_times(v) for k, v in value.items() if k not in ("seconds", "cost")}
     return value
 
 
@@ -218,7 +219,7 @@ def test_a_term_that_breaks_is_named_with_its_step(tmp_path):
     data = load_data(config.data)
     folder = RunFolder.create(tmp_path / "run", config.to_dict())
 
-    def teacher(rows):
+    def teacher(rows, images):
         return Outputs(torch.zeros(len(rows), 10), {})
 
     objective = Objective(SupervisionConfig(), relation)
@@ -340,7 +341,7 @@ def test_a_teacher_checkpoint_is_used_as_it_is_and_its_model_checked(tmp_path):
     assert not (tmp_path / "second/teacher").exists()
     assert records(tmp_path / "first") == records(tmp_path / "second")
     for data in (DataConfig("digits", limit=200, split_seed=7), DataConfig("digits", limit=100)):
-        with pytest.raises(ValueError, match=r"last\.pt: this teacher was trained on other data"):
+        with pytest.raises(ValueError, match=r"last\.pt: this network was trained on other data"):
             run(replace(config, out=str(tmp_path / "third"), data=data), observe=ignore)
     wrong = TeacherConfig("cnn_student", checkpoint=checkpoint)
     with pytest.raises(ValueError, match="holds a 'cnn_teacher'"):

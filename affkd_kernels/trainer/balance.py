@@ -39,9 +39,10 @@ def balanced_terms(
     order = batch_order(everything, data)
     factors = []
     for batch, _ in zip(order.epoch(), range(batches), strict=False):
-        features = student.features(data.train_images[batch.rows])
+        images = data.train_images[batch.rows]
+        features = student.features(images)
         cross_entropy = F.cross_entropy(student.head(features), data.train_labels[batch.rows])
-        related, _ = relation({FEATURES: features}, teacher(batch.rows).features)
+        related, _ = relation({FEATURES: features}, teacher(batch.rows, images).features)
         factors.append(suggest_weight(related, cross_entropy, at=features, share=share))
     factor = statistics.median(factors)
     return {

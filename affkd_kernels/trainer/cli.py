@@ -5,7 +5,7 @@
 | 0 | success |
 | 1 | the run failed: a loss became inf or NaN, a backend is wrong |
 | 2 | something that was given is wrong: a flag, a name, a file, a folder, a missing package |
-| 3 | the package that ships the data set is missing |
+| 3 | the data set, or the package that ships it, is missing |
 | 130 | Ctrl-C |
 """
 

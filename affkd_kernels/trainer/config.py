@@ -7,12 +7,18 @@ from typing import Any, Literal
 
 FEATURES = "features"
 NEIGHBORS = 5
+Precision = Literal["float32", "bfloat16", "float16"]
 
 
 def _require_at_least(minimum: int, **values: float | None) -> None:
     for name, value in values.items():
         if value is not None and value < minimum:
             raise ValueError(f"{name} must be at least {minimum}, got {value}")
+
+
+def _require_fraction(name: str, value: float, below: float = 1.0) -> None:
+    if not 0 <= value <= below:
+        raise ValueError(f"{name} must be a fraction, 0 to {below:g}, got {value}")
 
 
 def _require_seed(name: str, seed: int) -> None:
@@ -33,6 +39,15 @@ class DataConfig:
         split_seed: decides the train and test split; the same for every run that is compared.
         limit: keep only this many training images, for a quick try; at least five, because
             the evaluation asks for five neighbors.
+        validation: fraction of the training images that is held out and takes the place of the test
+            images, for choosing a weight without looking at those.
+        root: the folder that holds ``cifar-10-batches-py`` or ``cifar-100-python`` (or their tar),
+            or the ``train`` and ``test`` trees of the data set ``folder``.
+        verify: compare CIFAR's files with the published checksums; false takes other data in the
+            same format.
+        image_size: side in pixels that the images of ``folder`` are scaled and cropped to.
+        crop_padding: pixels of black on each side before a random crop of the old size; 0: none.
+        flip: mirror half of the images.
     """
 
     name: str = "mnist5k"
@@ -41,12 +56,29 @@ class DataConfig:
     labeled_batch: int = 32
     split_seed: int = 0
     limit: int | None = None
+    validation: float = 0.0
+    root: str = "data"
+    verify: bool = True
+    image_size: int = 32
+    crop_padding: int = 0
+    flip: bool = False
 
     def __post_init__(self) -> None:
-        _require_at_least(1, batch_size=self.batch_size, labeled_batch=self.labeled_batch)
+        _require_at_least(
+            1,
+            batch_size=self.batch_size,
+            labeled_batch=self.labeled_batch,
+            image_size=self.image_size,
+        )
         _require_at_least(NEIGHBORS, limit=self.limit)
-        _require_at_least(0, labels_per_class=self.labels_per_class)
+        _require_at_least(0, labels_per_class=self.labels_per_class, crop_padding=self.crop_padding)
+        _require_fraction("validation", self.validation, below=0.9)
         _require_seed("split_seed", self.split_seed)
+
+    @property
+    def augmented(self) -> bool:
+        """True where an image differs from epoch to epoch."""
+        return bool(self.crop_padding or self.flip)
 
 
 @dataclass(frozen=True)
@@ -54,11 +86,16 @@ class OptimizerConfig:
     """How the weights are fitted.
 
     Args:
-        name: ``adamw`` or ``sgd`` (Nesterov momentum 0.9).
-        lr: the learning rate after the warm-up, annealed to 0 along a cosine.
+        name: ``adamw`` or ``sgd`` (momentum 0.9).
+        lr: the learning rate after the warm-up.
         weight_decay: decoupled for ``adamw``, in the gradient for ``sgd``.
         epochs: passes over the training images.
         warmup: fraction of all steps over which the rate rises from 0.
+        schedule: ``cosine`` anneals the rate to 0, ``step`` multiplies it by ``decay`` after each
+            of the ``milestones``.
+        milestones: finished epochs, ascending.
+        decay: a factor.
+        nesterov: Nesterov's form of the momentum of ``sgd``.
     """
 
     name: Literal["adamw", "sgd"] = "adamw"
@@ -66,12 +103,19 @@ class OptimizerConfig:
     weight_decay: float = 1e-4
     epochs: int = 6
     warmup: float = 0.05
+    schedule: Literal["cosine", "step"] = "cosine"
+    milestones: list[int] = field(default_factory=list)
+    decay: float = 0.1
+    nesterov: bool = True
 
     def __post_init__(self) -> None:
         _require_at_least(1, epochs=self.epochs)
-        _require_at_least(0, lr=self.lr, weight_decay=self.weight_decay, warmup=self.warmup)
-        if self.warmup > 1:
-            raise ValueError(f"warmup must be a fraction of the steps, 0 to 1, got {self.warmup}")
+        _require_at_least(0, lr=self.lr, weight_decay=self.weight_decay, decay=self.decay)
+        _require_fraction("warmup", self.warmup)
+        if self.milestones != sorted(set(self.milestones)) or min(self.milestones, default=1) < 1:
+            raise ValueError(f"milestones must be ascending epochs from 1, got {self.milestones}")
+        if self.milestones and self.schedule != "step":
+            raise ValueError(f"milestones belong to schedule 'step', got {self.schedule!r}")
 
 
 @dataclass(frozen=True)
@@ -79,21 +123,25 @@ class TeacherConfig:
     """The network that is imitated.
 
     Args:
-        model: a key of ``affkd_kernels.trainer.models.MODELS``.
+        model: a key of ``affkd_kernels.trainer.models.MODELS``, ``torchvision:NAME`` or
+            ``timm:NAME``.
         checkpoint: ``best.pt`` or ``last.pt`` of a run on the same data, split and limit; null
             trains the teacher first, in the folder ``teacher`` of the run.
         epochs: passes over the labeled training images when the teacher is trained here.
-        cache: compute the teacher's outputs once, before the first step. Right as long as an
-            image is the same in every epoch; costs memory for large feature maps.
+        lr: its learning rate when it is trained here; null is that of ``optimizer``.
+        cache: compute the teacher's outputs once, before the first step; costs memory for large
+            feature maps. null does so unless the images are augmented, and then it would be wrong.
     """
 
     model: str = "cnn_teacher"
     checkpoint: str | None = None
     epochs: int = 6
-    cache: bool = True
+    lr: float | None = None
+    cache: bool | None = None
 
     def __post_init__(self) -> None:
         _require_at_least(1, epochs=self.epochs)
+        _require_at_least(0, lr=self.lr)
 
 
 @dataclass(frozen=True)
@@ -154,7 +202,8 @@ class TrainConfig:
 
     Args:
         out: the run folder; it must not exist yet, unless the run is resumed.
-        student: a key of ``affkd_kernels.trainer.models.MODELS``.
+        student: a key of ``affkd_kernels.trainer.models.MODELS``, ``torchvision:NAME`` or
+            ``timm:NAME``.
         seed: seeds the weights, the data order and the choice of labels.
         data: where the images come from.
         optimizer: how the weights are fitted.
@@ -167,10 +216,20 @@ class TrainConfig:
         device: anything ``torch.device`` takes.
         threads: CPU threads; null leaves the default. A resumed run repeats the interrupted one
             to the bit only with the same number.
+        precision: ``bfloat16`` and ``float16`` run the networks under autocast, the latter with a
+            scaled loss; the losses compute in float32 whatever this is.
+        compile: run the student through ``torch.compile``.
+        channels_last: keep the student's weights and the images in that memory format.
+        deterministic: refuse algorithms that do not repeat to the bit, as some do on a GPU.
+        accumulate: parts that a batch is taken in, to save memory. The gradient is that of the
+            whole batch for cross-entropy and KD; a relation is that within each part.
         eval_every: epochs between evaluations, each followed by a checkpoint; the last epoch is
             always evaluated.
+        neighbors: whether ``every`` evaluation counts neighbors, which takes a pass over the
+            training images, or the ``last`` alone.
         log_every: steps between two lines of ``metrics.jsonl``.
         checkpoint_every: steps between further checkpoints; 0 writes none.
+        tensorboard: write the metrics for TensorBoard too, into the run folder.
     """
 
     out: str = "runs/train"
@@ -185,16 +244,32 @@ class TrainConfig:
     imports: list[str] = field(default_factory=list)
     device: str = "cpu"
     threads: int | None = None
+    precision: Precision = "float32"
+    compile: bool = False
+    channels_last: bool = False
+    deterministic: bool = False
+    accumulate: int = 1
     eval_every: int = 1
+    neighbors: Literal["every", "last"] = "every"
     log_every: int = 20
     checkpoint_every: int = 0
+    tensorboard: bool = False
 
     def __post_init__(self) -> None:
         _require_at_least(
-            1, eval_every=self.eval_every, log_every=self.log_every, threads=self.threads
+            1,
+            eval_every=self.eval_every,
+            log_every=self.log_every,
+            threads=self.threads,
+            accumulate=self.accumulate,
         )
         _require_at_least(0, checkpoint_every=self.checkpoint_every)
         _require_seed("seed", self.seed)
+        if self.teacher.cache and self.data.augmented:
+            raise ValueError(
+                "teacher.cache is true, but data.crop_padding or data.flip changes the images in "
+                "every epoch; leave it null or false"
+            )
 
     def relational_terms(self) -> dict[str, TermConfig]:
         """Every relational term by name; ``loss`` goes by its preset's name, or ``relation``."""
@@ -205,9 +280,31 @@ class TrainConfig:
             raise ValueError(f"loss and terms both hold a term named {name!r}; rename one")
         return {name: self.loss, **self.terms}
 
+    def student_features(self) -> set[str]:
+        """The modules of the student that the terms compare."""
+        return {term.student_feature for term in self.relational_terms().values()}
+
+    def teacher_features(self) -> set[str]:
+        """The modules of the teacher that the terms compare."""
+        return {term.teacher_feature for term in self.relational_terms().values()}
+
     def needs_teacher(self) -> bool:
         return bool(self.supervision.kd or self.relational_terms())
 
     def to_dict(self) -> dict[str, Any]:
         """Plain dicts, strings and numbers, as they go into ``config.yaml``."""
         return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> TrainConfig:
+        """What ``to_dict`` gave, as a configuration again."""
+        parts = {
+            "data": DataConfig,
+            "optimizer": OptimizerConfig,
+            "teacher": TeacherConfig,
+            "supervision": SupervisionConfig,
+            "loss": TermConfig,
+        }
+        built: dict[str, Any] = {name: part(**values[name]) for name, part in parts.items()}
+        built["terms"] = {name: TermConfig(**term) for name, term in values["terms"].items()}
+        return cls(**{**values, **built})

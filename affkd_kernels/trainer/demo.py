@@ -21,7 +21,7 @@ from affkd_kernels.trainer.config import (
 )
 from affkd_kernels.trainer.data import ImageData, load_data
 from affkd_kernels.trainer.evaluate import evaluate
-from affkd_kernels.trainer.loop import Record, Run, build_objective, run, teacher_run
+from affkd_kernels.trainer.loop import Record, Run
 from affkd_kernels.trainer.methods import COLUMNS, LABELS_PER_CLASS, METHODS, NONE, Method
 from affkd_kernels.trainer.networks import Teacher, load_teacher
 from affkd_kernels.trainer.objective import build_relation, distillation
@@ -34,6 +34,7 @@ from affkd_kernels.trainer.report import (
     read_results,
     rich_table,
 )
+from affkd_kernels.trainer.run import build_objective, run, teacher_run
 from affkd_kernels.trainer.run_folder import RunFolder, environment
 from affkd_kernels.trainer.step import initial_student
 
@@ -255,9 +256,10 @@ def loss_milliseconds(
         return None
     student = initial_student(config, data)
     rows = torch.arange(min(config.data.batch_size, len(data.train_labels)))
-    features = student.features(data.train_images[rows]).detach().requires_grad_()
+    images = data.train_images[rows]
+    features = student.features(images).detach().requires_grad_()
     logits = student.head(features).detach().requires_grad_()
-    target = teacher(rows)
+    target = teacher(rows, images)
     relation = build_relation(method.terms) if method.terms else None
 
     def step() -> None:

@@ -11,6 +11,7 @@ from rich.table import Table
 from torch import Tensor
 
 import affkd_kernels as affkd
+from affkd_kernels.kernels import cuda, extension
 from affkd_kernels.trainer.run_folder import environment
 
 # one triple of each kind of statistic, with a sharp and a smooth loss among them
@@ -65,12 +66,27 @@ def doctor() -> int:
         console.print(f"{name:>10}  {facts[name]}", markup=False, highlight=False)
     for name, version in facts["packages"].items():
         console.print(f"{name:>14}  {version or 'not installed'}", highlight=False)
+    for name, state in libraries().items():
+        console.print(f"{name:>14}  {state}", markup=False, highlight=False, soft_wrap=True)
     checks = check_all()
     console.print(_table(checks))
     # one reason a backend, since its algorithms are missing for the same one
     for reason in {c.backend: c.refusals[0] for c in checks if not c.errors}.values():
         console.print(reason, markup=False, highlight=False, soft_wrap=True)
     return int(any(check.wrong for check in checks))
+
+
+def libraries() -> dict[str, str]:
+    """What the compiled libraries hold, or why they cannot be used here."""
+    capabilities = ", ".join(extension.usable_capabilities())
+    architectures = ", ".join(f"sm_{number}" for number in extension.cuda_architectures())
+    cuda_state = extension.load_cuda() or f"for {architectures} and newer"
+    if not extension.load_cuda() and not cuda.available()[0]:
+        cuda_state += f"; loaded, not used: {cuda.available()[1]}"
+    return {
+        "C++ for CPUs": extension.load() or f"for {capabilities}",
+        "C++ for GPUs": cuda_state,
+    }
 
 
 def check_all() -> list[Check]:

@@ -14,8 +14,8 @@ class FileContentError(ValueError):
         super().__init__(f"{path}: {problem}")
 
 
-class MissingDataError(ModuleNotFoundError):
-    """The package that ships a data set is not installed."""
+class MissingDataError(FileNotFoundError):
+    """A data set's files, or the package that ships it, are not there."""
 
 
 class FolderInUseError(OSError):

@@ -7,16 +7,16 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from affkd_kernels.trainer.config import NEIGHBORS
-from affkd_kernels.trainer.data import ImageData
+from affkd_kernels.trainer.data import ImageData, Images
 from affkd_kernels.trainer.models import Classifier
 
 
 @torch.no_grad()
-def outputs(model: Classifier, images: Tensor, batch_size: int = 500) -> tuple[Tensor, Tensor]:
+def outputs(model: Classifier, images: Images, batch_size: int = 500) -> tuple[Tensor, Tensor]:
     """Logits [N, classes] and feature vectors [N, D] in evaluation mode."""
     training = model.training
     model.eval()
-    features = torch.cat([model.features(part) for part in images.split(batch_size)])
+    features = torch.cat([model.features(part) for part in images.batches(batch_size)])
     logits = model.head(features)
     model.train(training)
     return logits, features
@@ -31,27 +31,37 @@ def neighbor_accuracy(
 ) -> float:
     """Percentage of ``queries`` [M, D] whose nearest rows of ``gallery`` [N, D] vote for the
     right label, by Euclidean distance; a tie goes to the smaller label."""
-    nearest = torch.cdist(queries, gallery).topk(neighbors, largest=False).indices  # [M, 5]
-    votes = F.one_hot(gallery_labels[nearest]).sum(1)  # [M, classes]
-    return _percentage(votes.argmax(1) == labels)
+    right = [
+        _votes(gallery, gallery_labels, part, neighbors) == wanted
+        for part, wanted in zip(queries.split(1000), labels.split(1000), strict=True)
+    ]
+    return percentage(torch.cat(right))
 
 
-def evaluate(model: Classifier, data: ImageData) -> dict[str, float]:
-    """Test loss, accuracy and neighbor accuracy, the last two in percent.
+def _votes(gallery: Tensor, labels: Tensor, queries: Tensor, neighbors: int) -> Tensor:
+    # some queries at a time: all distances of CIFAR would be 2 GB
+    nearest = torch.cdist(queries, gallery).topk(neighbors, largest=False).indices  # [Q, 5]
+    return F.one_hot(labels[nearest]).sum(1).argmax(1)
+
+
+def evaluate(model: Classifier, data: ImageData, neighbors: bool = True) -> dict[str, float]:
+    """Test loss, accuracy and, where asked for, neighbor accuracy; the last two in percent.
 
     The gallery of the neighbor search is the whole training set with its labels, whatever labels
     the run was given: it judges the features and takes no part in training.
     """
     logits, queries = outputs(model, data.test_images)
-    _, gallery = outputs(model, data.train_images)
-    return {
+    scores = {
         "test_loss": F.cross_entropy(logits, data.test_labels).item(),
-        "test_accuracy": _percentage(logits.argmax(1) == data.test_labels),
-        "neighbor_accuracy": neighbor_accuracy(
-            gallery, data.train_labels, queries, data.test_labels
-        ),
+        "test_accuracy": percentage(logits.argmax(1) == data.test_labels),
     }
+    if neighbors:
+        _, gallery = outputs(model, data.train_images)
+        scores["neighbor_accuracy"] = neighbor_accuracy(
+            gallery, data.train_labels, queries, data.test_labels
+        )
+    return scores
 
 
-def _percentage(right: Tensor) -> float:
+def percentage(right: Tensor) -> float:
     return 100.0 * right.double().mean().item()

@@ -27,6 +27,15 @@ class Outputs(NamedTuple):
         return Outputs(self.logits[:count], {k: v[:count] for k, v in self.features.items()})
 
 
+class Shares(NamedTuple):
+    """Factors of the terms where a step is computed in parts: each part's share of the whole."""
+
+    cross_entropy: float = 1.0
+    kd: float = 1.0
+    relation: float = 1.0
+
+
+WHOLE = Shares()
 SUPERVISED = ("cross_entropy", "kd")
 Relation = Callable[[Mapping[str, Tensor], Mapping[str, Tensor]], tuple[Tensor, dict[str, Tensor]]]
 
@@ -42,8 +51,11 @@ def distillation(student_logits: Tensor, teacher_logits: Tensor, temperature: fl
     return temperature**2 * F.kl_div(student, teacher, reduction="batchmean", log_target=True)
 
 
-def build_term(name: str, term: TermConfig) -> nn.Module:
+def build_term(name: str, term: TermConfig, group: Any = None) -> nn.Module:
     """The loss module of one relational term.
+
+    Args:
+        group: the processes whose rows together are the batch; None is this process alone.
 
     Raises:
         ValueError: where the term names both a preset and a triple, or neither; and whatever
@@ -58,6 +70,8 @@ def build_term(name: str, term: TermConfig) -> nn.Module:
     options = dict(term.options)
     if term.weight is not None:
         options["weight"] = term.weight
+    if group is not None:
+        options["process_group"] = group
     if term.preset is not None:
         if given:
             raise ValueError(
@@ -70,7 +84,7 @@ def build_term(name: str, term: TermConfig) -> nn.Module:
     return AffinityLoss(**given, **options)
 
 
-def build_relation(terms: Mapping[str, TermConfig]) -> Relation:
+def build_relation(terms: Mapping[str, TermConfig], group: Any = None) -> Relation:
     """All relational terms as one callable on the captured features of student and teacher.
 
     Raises:
@@ -84,7 +98,7 @@ def build_relation(terms: Mapping[str, TermConfig]) -> Relation:
             )
     return MultiLoss(
         {
-            name: (build_term(name, term), term.student_feature, term.teacher_feature)
+            name: (build_term(name, term, group), term.student_feature, term.teacher_feature)
             for name, term in terms.items()
         }
     )
@@ -103,6 +117,7 @@ class Objective:
         teacher: Outputs | None,
         labeled_logits: Tensor,
         labels: Tensor,
+        shares: Shares = WHOLE,
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """The total and the detached weighted terms.
 
@@ -111,21 +126,23 @@ class Objective:
             teacher: the same of the teacher; None where no term needs it.
             labeled_logits: [L, classes], of the images that keep their label; L may be 0.
             labels: [L] int64.
+            shares: what these images are of the whole step's.
         """
         weights = self.supervision
         total = labeled_logits.new_zeros(())
         terms: dict[str, Tensor] = {}
         if weights.cross_entropy and len(labels):
-            terms["cross_entropy"] = weights.cross_entropy * F.cross_entropy(labeled_logits, labels)
+            loss = F.cross_entropy(labeled_logits, labels)
+            terms["cross_entropy"] = weights.cross_entropy * shares.cross_entropy * loss
             total = total + terms["cross_entropy"]
         if weights.kd and teacher is not None:
             softened = distillation(student.logits, teacher.logits, weights.temperature)
-            terms["kd"] = weights.kd * softened
+            terms["kd"] = weights.kd * shares.kd * softened
             total = total + terms["kd"]
         if self.relation is not None and teacher is not None:
             related, named = self.relation(student.features, teacher.features)
-            terms |= named
-            total = total + related
+            terms |= {name: shares.relation * value for name, value in named.items()}
+            total = total + shares.relation * related
         return total, {name: value.detach() for name, value in terms.items()}
 
 

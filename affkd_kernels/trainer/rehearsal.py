@@ -18,7 +18,8 @@ from affkd_kernels.trainer.data import ImageData
 from affkd_kernels.trainer.models import Classifier, build_model
 from affkd_kernels.trainer.networks import ObservedNetwork, Teacher, load_network
 from affkd_kernels.trainer.objective import Objective, build_relation, build_term
-from affkd_kernels.trainer.step import batch_order, initial_student, step_losses
+from affkd_kernels.trainer.precision import Precision
+from affkd_kernels.trainer.step import batch_order, initial_student, step_losses, with_changes
 
 # below this part of the strongest term's gradient a term takes no part to speak of
 WEAK = 0.01
@@ -32,9 +33,9 @@ def rehearse(config: TrainConfig, data: ImageData, objective: Objective) -> None
     """
     teacher = None
     if config.needs_teacher():
-        paths = {term.teacher_feature for term in config.relational_terms().values()}
-        network = _teacher_network(config, data)
-        teacher = Teacher(network, paths, data.train_images, cache=False)
+        network, paths = _teacher_network(config, data), config.teacher_features()
+        precision = Precision(config.precision)
+        teacher = Teacher(network, paths, data.train_images, cache=False, precision=precision)
     total, _ = _first_step(config, data, teacher, objective, initial_student(config, data))
     total.backward()
 
@@ -42,7 +43,7 @@ def rehearse(config: TrainConfig, data: ImageData, objective: Objective) -> None
 def _teacher_network(config: TrainConfig, data: ImageData) -> Classifier:
     checkpoint, name = config.teacher.checkpoint, config.teacher.model
     if checkpoint is None:
-        model = build_model(name, data.train_images.shape[1], data.classes, config.seed)
+        model = build_model(name, data.train_images.channels, data.classes, config.seed)
         return model.to(data.train_images.device)
     if not Path(checkpoint).is_file():
         raise FileNotFoundError(f"teacher.checkpoint must be a file, got {checkpoint!r}")
@@ -56,13 +57,14 @@ def _first_step(
     objective: Objective,
     model: Classifier,
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    paths = {term.student_feature for term in config.relational_terms().values()}
-    network = ObservedNetwork(model.train(), paths)
-    batch = next(batch_order(config, data).epoch())
+    precision = Precision(config.precision)
+    network = ObservedNetwork(model.train(), config.student_features(), precision)
+    batch = with_changes(next(batch_order(config, data).epoch()), config, step=0)
+    part = batch.part(0, config.accumulate)
     # a network that draws random numbers must not draw those of the run
     with torch.random.fork_rng(devices=[]):
         try:
-            return step_losses(objective, network, teacher, data, batch)
+            return step_losses(objective, network, teacher, data, part, config.data.crop_padding)
         finally:
             network.remove()
 

@@ -46,10 +46,10 @@ def progress_line(record: dict[str, Any]) -> str:
     role = "teacher" if record.get("teacher") else "student"
     place = f"{role}  epoch {record['epoch']:>3}  step {record['step']:>6}"
     if record["kind"] == "evaluation":
-        return (
-            f"{place}  test accuracy {record['test_accuracy']:.1f} %  "
-            f"5-NN {record['neighbor_accuracy']:.1f} %  {record['seconds']:.1f} s"
-        )
+        neighbors = record.get("neighbor_accuracy")
+        voted = "" if neighbors is None else f"5-NN {neighbors:.1f} %  "
+        accuracy = f"test accuracy {record['test_accuracy']:.1f} %"
+        return f"{place}  {accuracy}  {voted}{record['seconds']:.1f} s"
     terms = "  ".join(f"{name} {float(value):.4g}" for name, value in record["terms"].items())
     return f"{place}  {terms}"
 

@@ -20,6 +20,7 @@ from typing import IO, Any
 import torch
 import yaml
 
+from affkd_kernels.trainer.config import TrainConfig
 from affkd_kernels.trainer.errors import FileContentError, FolderInUseError, reading
 
 try:
@@ -29,7 +30,7 @@ except ImportError:  # no Unix: a second process is not noticed there
 
 # what a run may differ in from the one it continues: none of it reaches a weight or a metric
 # but `threads`, and those only in the last bits
-INCIDENTAL = ("out", "log_every", "threads")
+INCIDENTAL = ("out", "log_every", "threads", "tensorboard")
 # what a run has written before its first record; a folder of nothing else may be used again
 OPENING = frozenset({"config.yaml", "config.yaml.partial", "env.json", "env.json.partial", ".lock"})
 
@@ -188,7 +189,7 @@ class RunFolder:
             stored = yaml.safe_load(self._config.read_text())
         if not isinstance(stored, dict):
             raise FileContentError(self._config, "not the configuration of a run")
-        changed = _differences(_essential(stored), _essential(config))
+        changed = differences(_essential(stored), _essential(config))
         if changed:
             raise ValueError(
                 f"{self.path} holds a run of another configuration: {'; '.join(changed)}"
@@ -198,7 +199,7 @@ class RunFolder:
         self._write_json(self._environment, environment())
         # last, because a folder with a configuration counts as a run
         text = yaml.safe_dump(config, sort_keys=False)
-        write_atomically(self._config, lambda partial: _write_text(partial, text))
+        write_atomically(self._config, lambda partial: write_text(partial, text))
 
     def append_metrics(self, record: dict[str, Any]) -> None:
         with self.metrics.open("a") as file:
@@ -211,10 +212,25 @@ class RunFolder:
         lines = self.metrics.read_text(errors="replace").splitlines()
         kept = [line for line in lines if _step_of(line) <= step]
         text = "".join(line + "\n" for line in kept)
-        write_atomically(self.metrics, lambda partial: _write_text(partial, text))
+        write_atomically(self.metrics, lambda partial: write_text(partial, text))
 
     def write_summary(self, summary: dict[str, Any]) -> None:
         self._write_json(self._summary, summary)
+
+    def write_evaluation(self, checkpoint: str, scores: dict[str, float]) -> None:
+        self._write_json(self.path / f"evaluation-{checkpoint}.json", scores)
+
+    def config(self) -> TrainConfig:
+        """The configuration of the run that is here.
+
+        Raises:
+            FileNotFoundError: there is none.
+            FileContentError: it cannot be read.
+        """
+        if not self._config.is_file():
+            raise FileNotFoundError(f"{self.path} is no run folder: it has no {self._config.name}")
+        with reading(self._config, "the configuration of a run"):
+            return TrainConfig.from_dict(yaml.safe_load(self._config.read_text()))
 
     def summary(self) -> dict[str, Any] | None:
         """The summary of the finished run, None before its end."""
@@ -225,10 +241,10 @@ class RunFolder:
 
     def _write_json(self, path: Path, value: dict[str, Any]) -> None:
         text = json.dumps(value, indent=2, allow_nan=False) + "\n"
-        write_atomically(path, lambda partial: _write_text(partial, text))
+        write_atomically(path, lambda partial: write_text(partial, text))
 
 
-def _write_text(path: Path, text: str) -> None:
+def write_text(path: Path, text: str) -> None:
     path.write_text(text)
 
 
@@ -244,12 +260,12 @@ def _essential(config: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in config.items() if name not in INCIDENTAL}
 
 
-def _differences(stored: Any, given: Any, name: str = "") -> list[str]:
+def differences(stored: Any, given: Any, name: str = "") -> list[str]:
     """Fields that differ between two nested configurations, as ``name: stored -> given``."""
     if isinstance(stored, dict) and isinstance(given, dict):
         found = []
         for key in {**stored, **given}:
             path = f"{name}.{key}" if name else key
-            found += _differences(stored.get(key), given.get(key), path)
+            found += differences(stored.get(key), given.get(key), path)
         return found
     return [] if stored == given else [f"{name} was {stored!r} and is {given!r}"]
