@@ -1,0 +1,150 @@
+// The kernels: phases as they are launched (schedule.cuh). All take kThreads threads a block and
+// shared_bytes<...>() of dynamic shared memory. A grid constant may be referred to where it is; of
+// another parameter every thread would keep a copy.
+#pragma once
+
+#include "angle.cuh"
+#include "gram.cuh"
+#include "product.cuh"
+
+namespace affkd::cuda {
+
+// Blocks that are to fit a multiprocessor. Left to itself the compiler spills for one more.
+template <typename T>
+constexpr int kBlocks = sizeof(T) == sizeof(float) ? 2 : 1;
+
+template <typename T, Precision P>
+__global__ void __launch_bounds__(kThreads) gram_kernel(const __grid_constant__ Params p) {
+  using Tile = GramTile<T, P>;
+  AFFKD_DYNAMIC_SHARED(typename Tile::Shared, shared);
+  Tile(p, *shared).run();
+}
+
+template <typename T>
+__global__ void __launch_bounds__(kThreads, 1) means_kernel(const __grid_constant__ Params p) {
+  using Block = MeansBlock<T>;
+  AFFKD_DYNAMIC_SHARED(typename Block::Shared, shared);
+  Block(p, *shared).run();
+}
+
+template <typename T>
+__global__ void __launch_bounds__(kThreads, 1) statistics_kernel(const __grid_constant__ Params p) {
+  using Block = RowBlock<T>;
+  AFFKD_DYNAMIC_SHARED(typename Block::Shared, shared);
+  Block(p, *shared).write_states();
+}
+
+template <typename T>
+__global__ void __launch_bounds__(kThreads) count_kernel(const __grid_constant__ Params p) {
+  using Block = CountBlock<T>;
+  AFFKD_DYNAMIC_SHARED(typename Block::Shared, shared);
+  Block(p, *shared).run();
+}
+
+template <typename T>
+__global__ void __launch_bounds__(kThreads, kBlocks<T>)
+    rows_kernel(const __grid_constant__ Params p) {
+  using Block = RowBlock<T>;
+  AFFKD_DYNAMIC_SHARED(typename Block::Shared, shared);
+  Block(p, *shared).run();
+}
+
+template <typename T>
+__global__ void __launch_bounds__(kThreads) center_kernel(const __grid_constant__ Params p) {
+  using Block = CenterBlock<T>;
+  AFFKD_DYNAMIC_SHARED(typename Block::Shared, shared);
+  Block(p, *shared).run();
+}
+
+template <typename T, Precision P>
+__global__ void __launch_bounds__(kThreads, kBlocks<T>)
+    product_kernel(const __grid_constant__ Params p) {
+  using Tile = ProductTile<T, P>;
+  AFFKD_DYNAMIC_SHARED(typename Tile::Shared, shared);
+  Tile(p, *shared).run();
+}
+
+// What every launch may have without asking for more.
+template <typename Shared>
+constexpr size_t shared_bytes() {
+  static_assert(sizeof(Shared) <= 48 << 10, "a block of every GPU has 48 KiB of shared memory");
+  return sizeof(Shared);
+}
+
+// A kernel and what it is launched with.
+struct Kernel {
+  void (*function)(const Params);
+  size_t shared_bytes;
+};
+
+// what a kernel gets without asking the driver for more
+constexpr size_t kSharedBytes = 48 << 10;
+
+template <typename T, Precision P>
+inline Kernel kernel_of(Phase phase) {
+  static_assert(sizeof(typename GramTile<T, P>::Shared) <= kSharedBytes);
+  static_assert(sizeof(typename ProductTile<T, P>::Shared) <= kSharedBytes);
+  switch (phase) {
+    case Phase::gram:
+      return {gram_kernel<T, P>, shared_bytes<typename GramTile<T, P>::Shared>()};
+    case Phase::means:
+      return {means_kernel<T>, shared_bytes<typename MeansBlock<T>::Shared>()};
+    case Phase::statistics:
+      return {statistics_kernel<T>, shared_bytes<typename RowBlock<T>::Shared>()};
+    case Phase::count:
+      return {count_kernel<T>, shared_bytes<typename CountBlock<T>::Shared>()};
+    case Phase::rows:
+      return {rows_kernel<T>, shared_bytes<typename RowBlock<T>::Shared>()};
+    case Phase::center:
+      return {center_kernel<T>, shared_bytes<typename CenterBlock<T>::Shared>()};
+    case Phase::product:
+      return {product_kernel<T, P>, shared_bytes<typename ProductTile<T, P>::Shared>()};
+  }
+  return {nullptr, 0};
+}
+
+inline Kernel find_kernel(Phase phase, const Params& p) {
+  if (p.wide) {
+    return kernel_of<double, Precision::ieee>(phase);
+  }
+  switch (p.precision) {
+    case Precision::tf32x3:
+      return kernel_of<float, Precision::tf32x3>(phase);
+    case Precision::tf32:
+      return kernel_of<float, Precision::tf32>(phase);
+    default:
+      return kernel_of<float, Precision::ieee>(phase);
+  }
+}
+
+// The angle loss takes two launches: angle_blocks(p) blocks, and one.
+template <typename T>
+__global__ void __launch_bounds__(kThreads, kBlocks<T>)
+    angle_kernel(AFFKD_KERNEL_PARAMETER const AngleParams p) {
+  using Block = AngleBlock<T>;
+  AFFKD_DYNAMIC_SHARED(typename Block::Shared, shared);
+  Block(p, *shared).run();
+}
+
+template <typename T>
+__global__ void __launch_bounds__(kThreads)
+    angle_sum_kernel(AFFKD_KERNEL_PARAMETER const AngleParams p) {
+  AFFKD_DYNAMIC_SHARED(double, scratch);
+  finish_angle(p, scratch);
+}
+
+struct AngleKernel {
+  void (*function)(const AngleParams);
+  size_t shared_bytes;
+};
+
+inline AngleKernel find_angle_kernel(const AngleParams& p) {
+  return p.wide ? AngleKernel{angle_kernel<double>, shared_bytes<AngleBlock<double>::Shared>()}
+                : AngleKernel{angle_kernel<float>, shared_bytes<AngleBlock<float>::Shared>()};
+}
+
+inline AngleKernel find_angle_sum_kernel() {
+  return {angle_sum_kernel<double>, kWarps * sizeof(double)};
+}
+
+}  // namespace affkd::cuda

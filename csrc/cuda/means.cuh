@@ -1,0 +1,321 @@
+// Phase means: sums over the rows and columns of A, or of dA, that double centering is made from.
+// Phase center: dA becomes W1. Linear kernel alignment takes its loss from the sums as well.
+#pragma once
+
+#include "row_losses.cuh"
+
+namespace affkd::cuda {
+
+// Loss and gradient of linear kernel alignment for one matrix, dA = student A_s + teacher A_t with
+// both centered.
+struct Alignment {
+  double loss;
+  double student;
+  double teacher;
+};
+
+AFFKD_DEVICE CenteredTotals join_totals(CenteredTotals a, CenteredTotals b) {
+  return {a.student_square + b.student_square,
+          a.teacher_square + b.teacher_square,
+          a.cross + b.cross,
+          a.student_rows + b.student_rows,
+          a.teacher_rows + b.teacher_rows,
+          a.cross_rows + b.cross_rows,
+          a.student_sum + b.student_sum,
+          a.teacher_sum + b.teacher_sum};
+}
+
+AFFKD_DEVICE CenteredTotals from_lane_at(CenteredTotals x, int distance) {
+  return {from_lane_at(x.student_square, distance), from_lane_at(x.teacher_square, distance),
+          from_lane_at(x.cross, distance),          from_lane_at(x.student_rows, distance),
+          from_lane_at(x.teacher_rows, distance),   from_lane_at(x.cross_rows, distance),
+          from_lane_at(x.student_sum, distance),    from_lane_at(x.teacher_sum, distance)};
+}
+
+// 1 / |HAH|, 0 where that counts as nothing
+template <typename T>
+AFFKD_DEVICE double inverse_norm(double square, double before, double eps) {
+  const double norm = square_root(square < 0 ? 0 : square);
+  const Statistic statistic =
+      statistic_of<T>(Normalization::frobenius_centered, {norm * norm, before});
+  return 1 / scaling_of<double>(statistic.value, eps).divisor;
+}
+
+// |HAH|^2 = |A|^2 - 2 |A 1|^2 / n + (1'A1)^2 / n^2 of a symmetric A, and so for the product of two.
+template <typename T>
+AFFKD_DEVICE Alignment alignment_of(const CenteredTotals& sums, double items, double eps) {
+  const double share = items > 0 ? 1 / items : 0;
+  const auto centered = [=](double whole, double rows, double left, double right) {
+    return whole - 2 * share * rows + share * left * share * right;
+  };
+  const double student =
+      centered(sums.student_square, sums.student_rows, sums.student_sum, sums.student_sum);
+  const double teacher =
+      centered(sums.teacher_square, sums.teacher_rows, sums.teacher_sum, sums.teacher_sum);
+  const double cross = centered(sums.cross, sums.cross_rows, sums.student_sum, sums.teacher_sum);
+  const double s = inverse_norm<T>(student, sums.student_square, eps);
+  const double t = inverse_norm<T>(teacher, sums.teacher_square, eps);
+  const double agreement = cross * s * t;
+  const double loss = student * s * s + teacher * t * t - 2 * agreement;
+  return {loss < 0 ? 0 : loss, 2 * agreement * s * s, -2 * s * t};
+}
+
+// by all threads of a block
+template <typename T>
+AFFKD_DEVICE Alignment block_alignment(const Params& p, int64_t n, CenteredTotals* scratch,
+                                       RowTotals* row_scratch) {
+  CenteredTotals totals{};
+  for (int64_t at = threadIdx.x; at < p.row_blocks; at += kThreads) {
+    totals = join_totals(totals, p.work.centered[n * p.row_blocks + at]);
+  }
+  __syncthreads();
+  totals = block_fold(totals, scratch,
+                      [](CenteredTotals a, CenteredTotals b) { return join_totals(a, b); });
+  const RowTotals rows = block_totals(totals_of(p, n), p.row_blocks, row_scratch);
+  return alignment_of<T>(totals, static_cast<double>(rows.rows), p.settings.statistic_eps);
+}
+
+template <typename T>
+class MeansBlock {
+ public:
+  struct Shared {
+    FinishShared finish;
+    CenteredTotals centered[kWarps];
+    RowTotals totals[kWarps];
+    double columns[kWarps][32];
+  };
+
+  AFFKD_DEVICE MeansBlock(const Params& p, Shared& shared)
+      : p_(p),
+        shared_(shared),
+        pairs_(p),
+        student_scale_(scale_of<T>(p, true)),
+        teacher_scale_(scale_of<T>(p, false)) {}
+
+  AFFKD_DEVICE void run() {
+    const Panel& panel = p_.task.panel;
+    const int64_t row_blocks = panel.matrices * divide_up(panel.rows, kWarps);
+    if (static_cast<int64_t>(blockIdx.x) < row_blocks) {
+      sum_rows();
+    } else {
+      sum_columns(static_cast<int64_t>(blockIdx.x) - row_blocks);
+    }
+    if (is_closed(p_)) {
+      finish_alignment();
+    }
+  }
+
+ private:
+  struct RowSums {
+    double student = 0;
+    double teacher = 0;
+    double student_square = 0;
+    double teacher_square = 0;
+    double cross = 0;
+    int64_t pairs = 0;
+  };
+
+  // A of one side or, in its place, dA
+  AFFKD_DEVICE T value(bool student, int64_t i, int64_t j, int64_t at) const {
+    if (p_.task.of_gradient) {
+      return student ? static_cast<const T*>(p_.work.first)[at] : T{0};
+    }
+    const T held = static_cast<const T*>(student ? p_.work.student : p_.work.teacher)[at];
+    return pairs_.affinity(held, student ? student_scale_ : teacher_scale_, is_own(p_, i, j));
+  }
+
+  AFFKD_DEVICE void sum_rows() {
+    const RowTask task = find_row(p_);
+    RowSums sums;
+    PairRow<T>(p_, task).each_pair([&](int64_t j) {
+      const int64_t at = pair_index(p_, task.matrix, task.row, j);
+      // one after the other, so that there is one copy of the code
+      double t = 0, s = 0;
+#pragma unroll 1
+      for (int side = 0; side < 2; ++side) {
+        t = s;
+        s = value(side == 1, task.row, j, at);
+      }
+      sums.student += s;
+      sums.teacher += t;
+      sums.student_square += s * s;
+      sums.teacher_square += t * t;
+      sums.cross += s * t;
+      sums.pairs += 1;
+    });
+    sums.student = warp_sum(sums.student);
+    sums.teacher = warp_sum(sums.teacher);
+    const Panel& panel = p_.task.panel;
+    if (lane_index() == 0 && task.row < panel.row_begin + panel.rows) {
+      const Summed what = p_.task.of_gradient ? Summed::gradient : Summed::student;
+      row_sums_of(p_, what, task.matrix)[task.row] = sums.student;
+      if (!p_.task.of_gradient) {
+        row_sums_of(p_, Summed::teacher, task.matrix)[task.row] = sums.teacher;
+      }
+    }
+    if (is_closed(p_)) {
+      write_totals(task, sums);
+    }
+  }
+
+  AFFKD_DEVICE void write_totals(const RowTask& task, const RowSums& sums) {
+    CenteredTotals centered{warp_sum(sums.student_square),
+                            warp_sum(sums.teacher_square),
+                            warp_sum(sums.cross),
+                            sums.student * sums.student,
+                            sums.teacher * sums.teacher,
+                            sums.student * sums.teacher,
+                            sums.student,
+                            sums.teacher};
+    RowTotals totals{};
+    totals.pairs = warp_sum(sums.pairs);
+    totals.rows = totals.pairs > 0 ? 1 : 0;
+    if (lane_index() == 0) {
+      shared_.centered[warp_index()] = centered;
+      shared_.totals[warp_index()] = totals;
+    }
+    __syncthreads();
+    if (threadIdx.x == 0) {
+      for (int warp = 1; warp < kWarps; ++warp) {
+        centered = join_totals(centered, shared_.centered[warp]);
+        totals = join_totals(totals, shared_.totals[warp]);
+      }
+      p_.work.centered[task.matrix * p_.row_blocks + task.block] = centered;
+      totals_of(p_, task.matrix)[task.block] = totals;
+    }
+  }
+
+  // 32 columns, the rows of the panel shared out among the warps
+  AFFKD_DEVICE void sum_columns(int64_t unit) {
+    const Panel& panel = p_.task.panel;
+    const int64_t blocks = divide_up(p_.keys, 32);
+    const int64_t n = panel.matrix_begin + unit / blocks, j = unit % blocks * 32 + lane_index();
+#pragma unroll 1
+    for (int side = 0; side < (p_.task.of_gradient ? 1 : 2); ++side) {
+      double sum = 0;
+      for (int64_t row = warp_index(); row < panel.rows && j < p_.keys; row += kWarps) {
+        const int64_t i = panel.row_begin + row;
+        if (takes_part(p_, n, i, j)) {
+          sum += value(side == 0, i, j, pair_index(p_, n, i, j));
+        }
+      }
+      const Summed what = p_.task.of_gradient ? Summed::gradient
+                          : side == 0         ? Summed::student
+                                              : Summed::teacher;
+      write_columns(sum, what, n, j);
+    }
+  }
+
+  AFFKD_DEVICE void write_columns(double sum, Summed what, int64_t n, int64_t j) {
+    __syncthreads();
+    shared_.columns[warp_index()][lane_index()] = sum;
+    __syncthreads();
+    if (warp_index() == 0 && j < p_.keys) {
+      for (int warp = 1; warp < kWarps; ++warp) {
+        sum += shared_.columns[warp][lane_index()];
+      }
+      double& total = column_sums_of(p_, what, n)[j];
+      total = p_.task.panel.row_begin == 0 ? sum : total + sum;
+    }
+  }
+
+  AFFKD_DEVICE void finish_alignment() {
+    FinishShared& shared = shared_.finish;
+    const int64_t blocks = p_.matrices * p_.row_blocks;
+    if (!is_last_block(&p_.work.arrivals[1], blocks, &shared.last)) {
+      return;
+    }
+    const RowTotals totals = block_totals(p_.work.rows, blocks, shared.totals);
+    const double scale = counted_loss_scale(p_, totals);
+    double loss = 0;
+    for (int64_t n = 0; n < p_.matrices; ++n) {
+      loss += block_alignment<T>(p_, n, shared_.centered, shared.totals).loss;
+    }
+    write_scalar<T>(p_.loss, scale * loss);
+    write_scalar<double>(p_.work.loss_scale, scale);
+  }
+
+  const Params& p_;
+  Shared& shared_;
+  const PairStage<T> pairs_;
+  const T student_scale_;
+  const T teacher_scale_;
+};
+
+// Phase center: dA loses its means, and becomes W1.
+template <typename T>
+class CenterBlock {
+ public:
+  struct Shared {
+    FinishShared finish;
+    double sums[kWarps];
+  };
+
+  AFFKD_DEVICE CenterBlock(const Params& p, Shared& shared) : p_(p), shared_(shared) {}
+
+  AFFKD_DEVICE void run() {
+    const RowTask task = find_row(p_);
+    Centering<T> means;
+    means.find(p_, Summed::gradient, task.matrix, shared_.sums);
+    const PairRow<T> row(p_, task);
+    const PairStage<T> pairs(p_);
+    const T scale = scale_of<T>(p_, true);
+    double scale_sum = 0;
+    row.each_pair([&](int64_t j) {
+      const T slope = means.centered(row.first(j), task.row, j), held = row.held(true, j);
+      const PairTerms<T> terms = pairs.terms(held, scale, row.own(j));
+      scale_sum += terms.flows ? static_cast<double>(slope) * held : 0;
+      row.first(j) = slope * terms.slope;
+    });
+    __syncthreads();
+    scale_sum = block_sum(scale_sum, shared_.sums);
+    if (threadIdx.x == 0) {
+      totals_of(p_, task.matrix)[task.block].scale_first = scale_sum;
+    }
+    finish_rows<T>(p_, shared_.finish);
+  }
+
+ private:
+  const Params& p_;
+  Shared& shared_;
+};
+
+// Phase count: what the masks leave, where a gradient is due before all rows have been seen.
+template <typename T>
+class CountBlock {
+ public:
+  struct Shared {
+    FinishShared finish;
+    RowTotals totals[kWarps];
+  };
+
+  AFFKD_DEVICE CountBlock(const Params& p, Shared& shared) : p_(p), shared_(shared) {}
+
+  AFFKD_DEVICE void run() {
+    const RowTask task = find_row(p_);
+    RowTotals totals{};
+    PairRow<T>(p_, task).each_pair([&](int64_t) { totals.pairs += 1; });
+    totals.pairs = warp_sum(totals.pairs);
+    totals.rows = totals.pairs > 0 ? 1 : 0;
+    if (lane_index() > 0) {
+      totals = {};
+    }
+    totals = block_fold(totals, shared_.totals,
+                        [](RowTotals a, RowTotals b) { return join_totals(a, b); });
+    if (threadIdx.x == 0) {
+      totals_of(p_, task.matrix)[task.block] = totals;
+    }
+    const int64_t blocks = p_.matrices * p_.row_blocks;
+    FinishShared& shared = shared_.finish;
+    if (is_last_block(&p_.work.arrivals[2], blocks, &shared.last)) {
+      const RowTotals all = block_totals(p_.work.rows, blocks, shared.totals);
+      write_scalar<double>(p_.work.loss_scale, counted_loss_scale(p_, all));
+    }
+  }
+
+ private:
+  const Params& p_;
+  Shared& shared_;
+};
+
+}  // namespace affkd::cuda

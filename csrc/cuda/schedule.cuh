@@ -1,0 +1,304 @@
+// Which launches make a call, over which panels, and how much workspace they share.
+//
+//   gram -> rows -> product              every triple whose matrix fits the workspace, but centered
+//   gram -> means -> product             linear kernel alignment (`is_closed`)
+//   gram -> means -> statistics -> rows -> [means -> center ->] product     centered otherwise
+//
+// A loss alone needs no product, keys that want a gradient of their own a second one. Where a
+// matrix does not fit, it is worked on in panels of rows: a statistic or a correction of the whole
+// matrix then takes a sweep over the panels of its own, in which the pairs are computed again.
+#pragma once
+
+#include <cmath>
+#include <cstddef>
+#include <type_traits>
+
+#include "params.cuh"
+
+namespace affkd::cuda {
+
+inline size_t number_size(const Params& p) {
+  return p.wide ? sizeof(double) : sizeof(float);
+}
+
+// pairs on the diagonal of one matrix
+inline int64_t diagonal_pairs(const Params& p) {
+  if (!p.has_diagonal) {
+    return 0;
+  }
+  const int64_t offset = p.diagonal_offset;
+  const int64_t begin = offset < 0 ? -offset : 0;
+  const int64_t end = p.keys - offset < p.queries ? p.keys - offset : p.queries;
+  return end > begin ? end - begin : 0;
+}
+
+inline bool depends_on_masks(Reduction reduction) {
+  return reduction == Reduction::mean || reduction == Reduction::batchmean;
+}
+
+// weight / count where nothing is masked
+inline double known_loss_scale(const Params& p) {
+  if (p.reduction == Reduction::sum) {
+    return p.weight;
+  }
+  if (p.reduction == Reduction::matrixmean) {
+    return p.weight / static_cast<double>(p.matrices > 0 ? p.matrices : 1);
+  }
+  const bool excluded = p.settings.diagonal == Diagonal::exclude;
+  int64_t count = p.queries * p.keys - (excluded ? diagonal_pairs(p) : 0);
+  if (p.reduction == Reduction::batchmean) {
+    count = p.queries - (excluded && p.keys == 1 ? diagonal_pairs(p) : 0);
+  }
+  count *= p.matrices;
+  return p.weight / static_cast<double>(count > 0 ? count : 1);
+}
+
+// for W2, where the student's pairs are wanted after it
+inline bool has_third_buffer(const Params& p) {
+  return has_second(p) && (p.settings.unit || centers_gradient(p));
+}
+
+// As many whole matrices as fit the budget, or else rows of one.
+inline Panel largest_panel(const Params& p, int64_t budget) {
+  const int64_t buffers = has_third_buffer(p) ? 3 : 2;
+  const int64_t row = p.keys * buffers * static_cast<int64_t>(number_size(p));
+  const int64_t rows = row > 0 ? budget / row : p.queries;
+  if (rows >= p.queries) {
+    const int64_t matrices = p.queries > 0 ? rows / p.queries : p.matrices;
+    return {0, matrices < p.matrices ? matrices : p.matrices, 0, p.queries};
+  }
+  const int64_t whole_tiles = rows / kTile * kTile;
+  return {0, 1, 0, whole_tiles > kTile ? whole_tiles : kTile};
+}
+
+inline int64_t gram_tiles(const Params& p, const Panel& panel) {
+  const int64_t rows = divide_up(panel.rows, kTile), columns = divide_up(p.keys, kTile);
+  return is_mirrored(p) ? rows * (rows + 1) / 2 : rows * columns;
+}
+
+// Fills in what follows from the arguments. `budget` bounds the bytes of the pairs that are held.
+inline void complete(Params& p, int64_t budget) {
+  p.counts = is_masked(p) && depends_on_masks(p.reduction);
+  p.loss_scale = known_loss_scale(p);
+  p.taylor_factor = std::exp(-p.settings.student_scale);
+  const int64_t longest = p.queries > p.keys ? p.queries : p.keys;
+  p.item_blocks = divide_up(longest, kTile);
+  p.row_blocks = divide_up(p.queries, kWarps);
+  p.largest = largest_panel(p, budget);
+  p.state_slots = gram_has_states(p) ? gram_tiles(p, p.largest) : p.row_blocks;
+}
+
+// Lays the workspace out from `base` on, which must be aligned to 256 bytes, and returns its size
+// in bytes. With a null base it only measures.
+inline int64_t lay_out(Params& p, void* base) {
+  size_t used = 0;
+  const auto take = [&](auto*& pointer, int64_t count, size_t size) {
+    using Pointer = std::remove_reference_t<decltype(pointer)>;
+    pointer =
+        base == nullptr ? nullptr : reinterpret_cast<Pointer>(static_cast<char*>(base) + used);
+    used += (static_cast<size_t>(count) * size + 255) / 256 * 256;
+  };
+  Workspace& work = p.work;
+  const int64_t n = p.matrices, longest = p.queries > p.keys ? p.queries : p.keys;
+  const int64_t pairs = p.largest.matrices * p.largest.rows * p.keys;
+  const bool sums = is_centered(p);
+  take(work.arrivals, 3, sizeof(unsigned));
+  take(work.loss_scale, 1, sizeof(double));
+  take(work.rows, n * p.row_blocks, sizeof(RowTotals));
+  take(work.centered, sums ? n * p.row_blocks : 0, sizeof(CenteredTotals));
+  take(work.states, is_global(p.settings.normalization) ? 2 * n * p.state_slots : 0, sizeof(State));
+  take(work.row_sums, sums ? 3 * n * p.queries : 0, sizeof(double));
+  take(work.column_sums, sums ? 3 * n * p.keys : 0, sizeof(double));
+  take(work.poison, 16 * n * p.item_blocks, number_size(p));
+  take(work.inverse_lengths, p.settings.unit ? 2 * n * longest : 0, number_size(p));
+  take(work.student, pairs, number_size(p));
+  take(work.teacher, pairs, number_size(p));
+  work.first = work.teacher;
+  work.second = work.student;
+  if (has_third_buffer(p)) {
+    take(work.second, pairs, number_size(p));
+  }
+  return static_cast<int64_t>(used);
+}
+
+inline int64_t block_count(Phase phase, const Params& p) {
+  const Panel& panel = p.task.panel;
+  const int64_t row_blocks = panel.matrices * divide_up(panel.rows, kWarps);
+  switch (phase) {
+    case Phase::gram:
+      return 2 * panel.matrices * gram_tiles(p, panel);
+    case Phase::means:
+      return row_blocks +
+             (p.self && !p.task.of_gradient ? 0 : panel.matrices * divide_up(p.keys, int64_t{32}));
+    case Phase::product: {
+      const int64_t items = p.task.keys ? p.keys : panel.rows;
+      return panel.matrices * divide_up(items, kTile) * divide_up(p.student.dim, kSlice);
+    }
+    default:
+      return row_blocks;
+  }
+}
+
+// Calls launch(phase, params, blocks) for every launch of a call, in order.
+template <typename Launch>
+class Schedule {
+ public:
+  Schedule(const Params& params, Launch launch) : p_(params), launch_(launch) {}
+
+  void run() {
+    p_.task = {};
+    p_.task.resets = true;
+    const int64_t step = p_.largest.matrices;
+    for (int64_t begin = 0; begin < p_.matrices; begin += step) {
+      matrix_begin_ = begin;
+      matrices_ = p_.matrices - begin < step ? p_.matrices - begin : step;
+      if (begin == 0 && p_.counts && needs_product() && !fits()) {
+        count();
+      }
+      run_matrices();
+    }
+  }
+
+ private:
+  bool needs_product() const { return p_.query_gradient != nullptr || p_.key_gradient != nullptr; }
+
+  bool whole() const { return p_.largest.rows == p_.queries; }
+  bool fits() const { return whole() && p_.largest.matrices == p_.matrices; }
+
+  // How many pairs of all matrices take part, before the first gradient. After a launch that resets
+  // the arrivals.
+  void count() {
+    hold(0);
+    begin_panel(0, p_.matrices, 0, p_.queries);
+    emit(Phase::count);
+  }
+
+  void run_matrices() {
+    if (is_closed(p_)) {
+      return sweep([this] {
+        emit(Phase::means);
+        products();
+      });
+    }
+    if (is_centered(p_)) {
+      sweep([this] { emit(Phase::means); });
+    }
+    if (is_global(p_.settings.normalization) && !gram_has_states(p_)) {
+      sweep([this] { emit(Phase::statistics); });
+    }
+    const bool gradient = wants_gradient(p_);
+    const bool losses_first = !gradient || (!whole() && has_second(p_));
+    if (losses_first) {
+      sweep([&] { rows(true, false, !gradient || !centers_gradient(p_)); });
+    }
+    if (gradient && centers_gradient(p_)) {
+      centered_gradients();
+    } else if (gradient) {
+      sweep([&] {
+        rows(!losses_first, true, !losses_first);
+        products();
+      });
+    }
+  }
+
+  void centered_gradients() {
+    sweep([this] {
+      rows(whole(), true, false);
+      p_.task.of_gradient = true;
+      emit(Phase::means);
+      p_.task.of_gradient = false;
+      if (whole()) {
+        center();
+      }
+    });
+    if (!whole()) {
+      sweep([this] {
+        rows(false, true, false);
+        center();
+      });
+    }
+  }
+
+  void center() {
+    p_.task.finishes = true;
+    emit(Phase::center);
+    p_.task.finishes = false;
+    products();
+  }
+
+  void rows(bool losses, bool pairs, bool finishes) {
+    p_.task.writes_losses = losses;
+    p_.task.writes_pairs = pairs;
+    p_.task.finishes = finishes;
+    emit(Phase::rows);
+    p_.task.finishes = false;
+    overwritten_ = overwritten_ || pairs;
+  }
+
+  // The gradients of one panel. Of a self-affinity in panels of rows, row i of V is W_i and W'_i:
+  // the first panel's columns are written, everything else is added.
+  void products() {
+    const bool mirrored = is_mirrored(p_), first = p_.task.panel.row_begin == 0;
+    Task& task = p_.task;
+    if (p_.key_gradient != nullptr || (p_.self && !mirrored && p_.query_gradient != nullptr)) {
+      task.keys = true;
+      task.accumulates = !first;
+      emit(Phase::product);
+      task.keys = false;
+    }
+    if (p_.query_gradient != nullptr) {
+      task.both_sides = mirrored;
+      task.accumulates = p_.self && !mirrored;
+      emit(Phase::product);
+      task.both_sides = false;
+    }
+    task.accumulates = false;
+  }
+
+  // visit() with the pairs of every panel of the current matrices at hand
+  template <typename Visit>
+  void sweep(Visit visit) {
+    for (int64_t row = 0; row < p_.queries; row += p_.largest.rows) {
+      hold(row);
+      visit();
+    }
+  }
+
+  void hold(int64_t row) {
+    const int64_t left = p_.queries - row;
+    begin_panel(matrix_begin_, matrices_, row, left < p_.largest.rows ? left : p_.largest.rows);
+    if (held_matrix_ != matrix_begin_ || held_row_ != row || overwritten_) {
+      emit(Phase::gram);
+      p_.task.resets = false;
+      held_matrix_ = matrix_begin_;
+      held_row_ = row;
+      overwritten_ = false;
+    }
+  }
+
+  void begin_panel(int64_t matrix, int64_t matrices, int64_t row, int64_t rows) {
+    p_.task.panel = {matrix, matrices, row, rows};
+  }
+
+  void emit(Phase phase) {
+    const int64_t blocks = block_count(phase, p_);
+    if (blocks > 0) {
+      launch_(phase, p_, blocks);
+    }
+  }
+
+  Params p_;
+  Launch launch_;
+  int64_t matrix_begin_ = 0;
+  int64_t matrices_ = 0;
+  int64_t held_matrix_ = -1;  // of which panel the workspace holds the pairs
+  int64_t held_row_ = -1;
+  bool overwritten_ = false;  // by W1 and W2
+};
+
+template <typename Launch>
+void run_schedule(const Params& params, Launch launch) {
+  Schedule<Launch>(params, launch).run();
+}
+
+}  // namespace affkd::cuda

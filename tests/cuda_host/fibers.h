@@ -1,0 +1,421 @@
+// Runs CUDA kernels on a CPU: every thread of a block is a fiber, and the blocks of a launch are
+// shared out among operating system threads. Standard C++ and the sanitizers' own interfaces only.
+//
+// Fibers switch where CUDA threads wait for each other: at barriers and in warp collectives. Shared
+// memory starts as NaN, a barrier that not all threads reach ends the process with a message, and a
+// copy_async lands when it is waited for, not before. Under ThreadSanitizer a fiber is a thread:
+// only barriers, atomics and the end of a launch order what fibers do.
+#pragma once
+
+#include <setjmp.h>
+#include <ucontext.h>
+
+#include <algorithm>
+#include <atomic>
+#include <cstddef>
+#include <cstdint>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <deque>
+#include <functional>
+#include <memory>
+#include <thread>
+#include <vector>
+
+#if defined(__SANITIZE_THREAD__)
+#include <sanitizer/tsan_interface.h>
+extern "C" {
+void AnnotateIgnoreWritesBegin(const char* file, int line);
+void AnnotateIgnoreWritesEnd(const char* file, int line);
+}
+#define HOST_UNSEEN __attribute__((noinline, no_sanitize("thread")))
+#else
+#define HOST_UNSEEN
+#endif
+#if defined(__SANITIZE_ADDRESS__)
+#include <sanitizer/asan_interface.h>
+#include <sanitizer/common_interface_defs.h>
+#endif
+
+namespace host {
+
+// What goes wrong on purpose, to see that it is noticed.
+enum class Fault : int {
+  none,
+  missing_barrier,
+  divergent_barrier,
+  short_memory,
+  missing_wait,
+  missing_boundary,
+};
+inline Fault fault = Fault::none;
+inline unsigned fault_at = 0;  // which barrier, counted by each thread
+
+constexpr size_t kStackBytes = 256 << 10;
+constexpr unsigned kWarpSize = 32;
+constexpr unsigned kWorkers = 2;  // operating system threads
+
+struct Index {
+  unsigned x;
+};
+
+struct Barrier {
+  unsigned expected = 0;
+  unsigned arrived = 0;
+  unsigned generation = 0;
+};
+
+struct Copy {
+  void* to;
+  const void* from;  // null: zeros
+};
+
+struct Block;
+
+struct Fiber {
+  Block* block = nullptr;
+  unsigned index = 0;
+  bool started = false;
+  bool finished = false;
+  unsigned barriers = 0;                 // that it has met
+  unsigned collectives = 0;              // of its warp
+  std::deque<std::vector<Copy>> copies;  // groups, the last still open
+  jmp_buf place;
+  ucontext_t context;
+  char* stack = nullptr;
+  void* sanitizer = nullptr;
+};
+
+// What the threads of a warp tell each other; of two collectives in a row, each has a slot.
+struct Warp {
+  Barrier barrier;
+  unsigned char slots[2][kWarpSize][32];
+};
+
+struct Block {
+  Index index;
+  Index count;
+  std::vector<Fiber> fibers;
+  std::vector<Warp> warps;
+  Barrier barrier;
+  std::unique_ptr<unsigned char[]> shared;
+  const std::function<void()>* body = nullptr;
+  unsigned unfinished = 0;
+  unsigned idle = 0;     // switches since anything happened
+  unsigned counted = 0;  // by block_count
+  jmp_buf place;
+  ucontext_t context;
+  const void* stack = nullptr;
+  size_t stack_bytes = 0;
+  void* sanitizer = nullptr;
+};
+
+inline thread_local Fiber* running = nullptr;
+
+HOST_UNSEEN inline Fiber* self() {
+  return running;
+}
+
+// To another fiber of the block, or back to the block itself.
+HOST_UNSEEN inline void switch_to(Block& block, Fiber* from, Fiber* to) {
+#if defined(__SANITIZE_ADDRESS__)
+  void* fake_stack = nullptr;
+  const bool leaves = from != nullptr && from->finished;
+  __sanitizer_start_switch_fiber(leaves ? nullptr : &fake_stack, to ? to->stack : block.stack,
+                                 to ? kStackBytes : block.stack_bytes);
+#endif
+  running = to;
+#if defined(__SANITIZE_THREAD__)
+  __tsan_switch_to_fiber(to ? to->sanitizer : block.sanitizer, __tsan_switch_to_fiber_no_sync);
+  swapcontext(from ? &from->context : &block.context, to ? &to->context : &block.context);
+#else
+  // system calls for the signal mask would cost ten times the switch: only the first takes one
+  if (_setjmp(from ? from->place : block.place) == 0) {
+    if (to == nullptr) {
+      _longjmp(block.place, 1);
+    }
+    if (to->started) {
+      _longjmp(to->place, 1);
+    }
+    to->started = true;
+    setcontext(&to->context);
+  }
+#endif
+#if defined(__SANITIZE_ADDRESS__)
+  __sanitizer_finish_switch_fiber(fake_stack, nullptr, nullptr);
+#endif
+}
+
+HOST_UNSEEN inline void switch_to_next(Fiber* from) {
+  Block& block = *from->block;
+  const size_t count = block.fibers.size();
+  for (size_t step = 1; step <= count; ++step) {
+    Fiber& to = block.fibers[(from->index + step) % count];
+    if (&to != from && !to.finished) {
+      return switch_to(block, from, &to);
+    }
+  }
+  if (from->finished) {
+    switch_to(block, from, nullptr);
+  }
+}
+
+[[noreturn]] HOST_UNSEEN inline void die_of_divergence(const Fiber* fiber, const Barrier& barrier,
+                                                       const char* what) {
+  std::fprintf(stderr,
+               "divergent %s in block %u: thread %u waits, %u of %u have arrived, %u have not "
+               "finished\n",
+               what, fiber->block->index.x, fiber->index, barrier.arrived, barrier.expected,
+               fiber->block->unfinished);
+  std::_Exit(86);
+}
+
+HOST_UNSEEN inline void wait(Barrier& barrier, const char* what) {
+  Fiber* fiber = self();
+  Block& block = *fiber->block;
+  const unsigned generation = barrier.generation;
+  block.idle = 0;
+  if (++barrier.arrived == barrier.expected) {
+    barrier.arrived = 0;
+    ++barrier.generation;
+    return;
+  }
+  while (barrier.generation == generation) {
+    if (++block.idle > 2 * block.fibers.size() + 2) {
+      die_of_divergence(fiber, barrier, what);
+    }
+    switch_to_next(fiber);
+  }
+}
+
+// Whether a fault of this kind hits this barrier.
+HOST_UNSEEN inline bool is_faulty(Fault kind) {
+  return fault == kind && self()->barriers == fault_at;
+}
+
+inline void block_barrier() {
+  Fiber* fiber = self();
+  ++fiber->barriers;
+  if (is_faulty(Fault::missing_barrier) ||
+      (is_faulty(Fault::divergent_barrier) && fiber->index % 2 == 1)) {
+    return;
+  }
+#if defined(__SANITIZE_THREAD__)
+  __tsan_release(&fiber->block->barrier);
+#endif
+  wait(fiber->block->barrier, "__syncthreads");
+#if defined(__SANITIZE_THREAD__)
+  __tsan_acquire(&fiber->block->barrier);
+#endif
+}
+
+HOST_UNSEEN inline void add_to_count(bool predicate) {
+  Block& block = *self()->block;
+  block.counted = (block.barrier.arrived == 0 ? 0 : block.counted) + (predicate ? 1 : 0);
+}
+
+HOST_UNSEEN inline int read_count() {
+  return static_cast<int>(self()->block->counted);
+}
+
+inline int block_count(bool predicate) {
+  add_to_count(predicate);
+  block_barrier();
+  const int count = read_count();
+  block_barrier();
+  return count;
+}
+
+// What every thread of the warp brings, in the order of their lanes. It orders no memory.
+template <typename X>
+HOST_UNSEEN const unsigned char (*exchange(const X& x))[32] {
+  static_assert(sizeof(X) <= 32);
+  Fiber* fiber = self();
+  Warp& warp = fiber->block->warps[fiber->index / kWarpSize];
+  auto& slots = warp.slots[fiber->collectives++ % 2];
+  __builtin_memcpy(slots[fiber->index % kWarpSize], &x, sizeof(X));
+  wait(warp.barrier, "warp collective");
+  return slots;
+}
+
+template <typename X>
+HOST_UNSEEN X read_slot(const unsigned char (*slots)[32], unsigned lane) {
+  X x;
+  __builtin_memcpy(&x, slots[lane], sizeof(X));
+  return x;
+}
+
+inline void enter(unsigned low, unsigned high) {
+  auto* fiber = reinterpret_cast<Fiber*>((static_cast<uintptr_t>(high) << 32) | low);
+#if defined(__SANITIZE_THREAD__)
+  __tsan_acquire(fiber);
+#endif
+  Block& block = *fiber->block;
+#if defined(__SANITIZE_ADDRESS__)
+  __sanitizer_finish_switch_fiber(nullptr, block.stack ? nullptr : &block.stack,
+                                  block.stack_bytes ? nullptr : &block.stack_bytes);
+#endif
+  (*block.body)();
+#if defined(__SANITIZE_THREAD__)
+  __tsan_release(const_cast<std::function<void()>*>(block.body));
+#endif
+  [](Fiber* done) HOST_UNSEEN {
+    done->finished = true;
+    --done->block->unfinished;
+    done->block->idle = 0;
+    switch_to_next(done);
+  }(fiber);
+  std::abort();
+}
+
+// What fibers need to live, kept from one launch to the next: making it takes longer than a kernel.
+// Under ThreadSanitizer every block of a launch has a home of its own, as it would take two fibers
+// in the same place for one thread.
+struct Home {
+  std::vector<std::unique_ptr<char[]>> stacks;
+  std::vector<void*> sanitizers;
+
+  void make_room(size_t fibers) {
+    while (stacks.size() < fibers) {
+      stacks.emplace_back(new char[kStackBytes]);
+#if defined(__SANITIZE_THREAD__)
+      sanitizers.push_back(__tsan_create_fiber(0));
+#endif
+    }
+  }
+};
+
+#if defined(__SANITIZE_THREAD__)
+constexpr bool kHomeOfBlock = true;
+#else
+constexpr bool kHomeOfBlock = false;
+#endif
+inline std::vector<std::unique_ptr<Home>> homes;
+
+inline void start_fiber(Block& block, Home& home, unsigned index) {
+  Fiber& fiber = block.fibers[index];
+  fiber.block = &block;
+  fiber.index = index;
+  fiber.copies.emplace_back();
+  fiber.stack = home.stacks[index].get();
+#if defined(__SANITIZE_ADDRESS__)
+  // the fiber that was here ended without leaving its functions
+  __asan_unpoison_memory_region(fiber.stack, kStackBytes);
+#endif
+  getcontext(&fiber.context);
+  fiber.context.uc_stack.ss_sp = fiber.stack;
+  fiber.context.uc_stack.ss_size = kStackBytes;
+  fiber.context.uc_link = nullptr;
+  const auto address = reinterpret_cast<uintptr_t>(&fiber);
+  makecontext(&fiber.context, reinterpret_cast<void (*)()>(enter), 2,
+              static_cast<unsigned>(address), static_cast<unsigned>(address >> 32));
+#if defined(__SANITIZE_THREAD__)
+  fiber.sanitizer = home.sanitizers[index];
+#endif
+}
+
+inline void run_fibers(Block& block, Home& home) {
+#if defined(__SANITIZE_THREAD__)
+  block.sanitizer = __tsan_get_current_fiber();
+#endif
+  home.make_room(block.fibers.size());
+  for (unsigned thread = 0; thread < block.fibers.size(); ++thread) {
+    start_fiber(block, home, thread);
+  }
+#if defined(__SANITIZE_THREAD__)
+  for (Fiber& fiber : block.fibers) {
+    __tsan_release(&fiber);
+  }
+#endif
+  switch_to(block, nullptr, &block.fibers[0]);
+}
+
+struct Launch {
+  unsigned blocks;
+  unsigned threads;
+  size_t shared_bytes;
+  std::function<void()> body;
+};
+
+inline void run_block(const Launch& launch, unsigned index, Home& home) {
+  auto block = std::make_unique<Block>();
+  block->index = {index};
+  block->count = {launch.blocks};
+  block->body = &launch.body;
+  block->fibers.resize(launch.threads);
+  block->unfinished = block->barrier.expected = launch.threads;
+  block->warps.resize((launch.threads + kWarpSize - 1) / kWarpSize);
+  for (Warp& warp : block->warps) {
+    warp.barrier.expected = kWarpSize;
+  }
+  const size_t bytes = launch.shared_bytes - (fault == Fault::short_memory ? 16 : 0);
+  block->shared.reset(new unsigned char[bytes]);
+  std::memset(block->shared.get(), 0xff, bytes);
+  run_fibers(*block, home);
+#if defined(__SANITIZE_THREAD__)
+  // the worker does not wait for the fibers, or it would order this block before its next
+  AnnotateIgnoreWritesBegin(__FILE__, __LINE__);
+  block.reset();
+  AnnotateIgnoreWritesEnd(__FILE__, __LINE__);
+#endif
+}
+
+// Launches between which nothing is waited for: of a correct program, one.
+inline void run_launches(const std::vector<Launch>& launches) {
+  size_t rooms = kWorkers;
+  for (const Launch& launch : launches) {
+    rooms += kHomeOfBlock ? launch.blocks : 0;
+  }
+  while (homes.size() < rooms) {
+    homes.push_back(std::make_unique<Home>());
+  }
+  std::atomic<unsigned> next{0};
+  const auto work = [&](unsigned worker) {
+    for (unsigned ticket = next++;; ticket = next++) {
+      unsigned block = ticket;
+      auto launch = launches.begin();
+      while (launch != launches.end() && block >= launch->blocks) {
+        block -= launch->blocks;
+        ++launch;
+      }
+      if (launch == launches.end()) {
+        return;
+      }
+      run_block(*launch, block, *homes[kHomeOfBlock ? ticket : worker]);
+    }
+  };
+  std::vector<std::thread> workers;
+  for (unsigned worker = 0; worker < kWorkers; ++worker) {
+    workers.emplace_back(work, worker);
+  }
+  for (std::thread& worker : workers) {
+    worker.join();
+  }
+#if defined(__SANITIZE_THREAD__)
+  for (const Launch& launch : launches) {
+    __tsan_acquire(const_cast<std::function<void()>*>(&launch.body));
+  }
+#endif
+}
+
+// What is launched one after the other on one stream.
+class Stream {
+ public:
+  void launch(Launch launch) {
+    launches_.push_back(std::move(launch));
+    if (fault != Fault::missing_boundary) {
+      wait();
+    }
+  }
+
+  void wait() {
+    run_launches(launches_);
+    launches_.clear();
+  }
+
+ private:
+  std::vector<Launch> launches_;
+};
+
+}  // namespace host

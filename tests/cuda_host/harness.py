@@ -1,0 +1,275 @@
+"""The CUDA kernels on a CPU: builds them with the host's compiler, and calls them as the op would.
+
+`Library.loss_and_grad` and `row_losses` take the arguments of the functions of the same names in
+`affkd_kernels.kernels.cuda`, and CPU tensors.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import os
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from affkd_kernels.inputs import Inputs
+from affkd_kernels.kernels.options import static_options
+from affkd_kernels.kernels.result import LossAndGrad, Needs
+from affkd_kernels.spec import LossSpec
+
+HERE = Path(__file__).resolve().parent
+CSRC = HERE.parent.parent / "csrc"
+COMPILER = shutil.which(os.environ.get("CXX", "g++"))
+PHASES = ("gram", "means", "statistics", "count", "rows", "center", "product")
+PRECISIONS = ("ieee", "tf32x3", "tf32")
+FAULTS = ("none", "missing_barrier", "divergent_barrier", "short_memory", "missing_wait")
+_STORAGES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+_NO_BUDGET = 2**62
+_STUDENT = Needs()
+_I64, _F64, _POINTER, _BOOL = ctypes.c_int64, ctypes.c_double, ctypes.c_void_p, ctypes.c_bool
+
+
+def _structure(name: str, *fields: tuple[str, Any]) -> type[ctypes.Structure]:
+    return type(name, (ctypes.Structure,), {"_fields_": list(fields)})
+
+
+def _same(names: str, kind: Any) -> list[tuple[str, Any]]:
+    return [(name, kind) for name in names.split()]
+
+
+# these repeat csrc/settings.h and csrc/cuda/params.cuh, and `Library` compares their sizes
+Settings = _structure(
+    "Settings",
+    ("pair", _I64), ("unit", _BOOL), ("order", _I64), ("clamped", _BOOL),
+    *_same("normalization loss diagonal algorithm", _I64),
+    *_same("student_scale teacher_scale offset affinity_eps clamp_min statistic_eps", _F64),
+    *_same("student_tau teacher_tau beta log_eps", _F64),
+)  # fmt: skip
+FeatureView = _structure(
+    "FeatureView", ("data", _POINTER), *_same("storage dim matrix item feature", _I64)
+)
+MaskView = _structure("MaskView", ("data", _POINTER), *_same("matrix item", _I64))
+PairMaskView = _structure("PairMaskView", ("data", _POINTER), *_same("matrix query key", _I64))
+WeightView = _structure("WeightView", ("data", _POINTER), *_same("storage matrix item", _I64))
+ScalarView = _structure("ScalarView", ("data", _POINTER), ("storage", _I64))
+Workspace = _structure("Workspace", *_same(" ".join(f"p{i}" for i in range(13)), _POINTER))
+Panel = _structure("Panel", *_same("matrix_begin matrices row_begin rows", _I64))
+Task = _structure("Task", ("panel", Panel), *_same(" ".join(f"b{i}" for i in range(8)), _BOOL))
+Params = _structure(
+    "Params",
+    ("settings", Settings),
+    ("precision", _I64),
+    *_same("wide self has_diagonal", _BOOL),
+    *_same("diagonal_offset reduction", _I64),
+    ("weight", _F64),
+    *_same("matrices queries keys", _I64),
+    *_same("student teacher student_keys teacher_keys", FeatureView),
+    *_same("mask key_mask", MaskView),
+    ("pair_mask", PairMaskView),
+    ("row_weight", WeightView),
+    *_same("student_scale teacher_scale", ScalarView),
+    *_same("loss query_gradient key_gradient scale_gradient row_losses", _POINTER),
+    ("counts", _BOOL),
+    *_same("loss_scale taylor_factor", _F64),
+    *_same("item_blocks row_blocks state_slots", _I64),
+    ("largest", Panel),
+    ("work", Workspace),
+    ("task", Task),
+)
+
+
+def build(source: str = "driver.cpp", sanitizer: str = "") -> Path:
+    """A program of this folder with the kernels in it, once for every state of their sources."""
+    assert COMPILER is not None
+    flags = ["-std=c++20", "-O1", "-pthread", f"-I{HERE}", f"-I{CSRC / 'cuda'}"]
+    flags += ["-fPIC", "-shared"] if source == "driver.cpp" else []
+    flags += [f"-fsanitize={sanitizer}", "-g"] if sanitizer else []
+    digest = hashlib.sha256(" ".join([COMPILER, source, *flags]).encode())
+    for path in sorted([*HERE.iterdir(), *CSRC.glob("*.h"), *CSRC.glob("cuda/*.cuh")]):
+        if path.suffix in (".h", ".cpp", ".cuh"):
+            digest.update(path.read_bytes())
+    folder = Path(tempfile.gettempdir()) / f"affkd-cuda-host-{os.getuid()}"
+    folder.mkdir(mode=0o700, exist_ok=True)
+    target = folder / digest.hexdigest()[:24]
+    if not target.exists():
+        unfinished = target.with_suffix(f".{os.getpid()}")
+        command = [COMPILER, *flags, str(HERE / source), "-o", str(unfinished)]
+        subprocess.run(command, check=True)
+        unfinished.replace(target)
+    return target
+
+
+def stress(sanitizer: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run stress.cpp under a sanitizer, which ends it with 66 if it has anything to report."""
+    command = [str(build("stress.cpp", sanitizer)), *arguments]
+    if sanitizer == "thread" and (setarch := shutil.which("setarch")):
+        # it does not bear with memory at random addresses
+        command = [setarch, "-R", *command]
+    options = "halt_on_error=1:exitcode=66"
+    environment = {
+        **os.environ,
+        "ASAN_OPTIONS": f"{options}:detect_leaks=0:detect_stack_use_after_return=0",
+        "TSAN_OPTIONS": options,
+        "UBSAN_OPTIONS": options,
+    }
+    return subprocess.run(
+        command, env=environment, capture_output=True, text=True, timeout=1200, check=False
+    )
+
+
+class Library:
+    """The kernels of one build."""
+
+    def __init__(self, path: Path) -> None:
+        self._library = ctypes.CDLL(str(path))
+        for name in ("params_size", "prepare", "run"):
+            getattr(self._library, name).restype = _I64
+        assert self._library.params_size() == ctypes.sizeof(Params)
+        self.launches: list[str] = []
+
+    def set_fault(self, fault: str, at: int = 0) -> None:
+        """What is to go wrong in later calls: see host::Fault."""
+        self._library.set_fault(FAULTS.index(fault), ctypes.c_uint(at))
+
+    def loss_and_grad(
+        self,
+        spec: LossSpec,
+        inputs: Inputs,
+        needs: Needs = _STUDENT,
+        precision: str = "ieee",
+        budget: int = _NO_BUDGET,
+    ) -> LossAndGrad:
+        """As the op's function of this name; `budget` bounds the bytes of the pairs held."""
+        axis = "row" if inputs.student_keys is None else spec.axis
+        if axis == "row":
+            return self._call(spec, inputs, needs, precision, budget, 1.0, False)
+        traded = Needs(needs.student_keys, needs.student, needs.student_scale)
+        factor = 0.5 if axis == "both" else 1.0
+        by_column = self._call(spec, inputs.exchanged(), traded, precision, budget, factor, True)
+        by_column = by_column._replace(
+            grad_student=by_column.grad_student_keys, grad_student_keys=by_column.grad_student
+        )
+        if axis == "column":
+            return by_column
+        by_row = self._call(spec, inputs, needs, precision, budget, factor, False)
+        return LossAndGrad(*(None if a is None else a + b for a, b in zip(by_row, by_column)))  # noqa: B905
+
+    def row_losses(
+        self, spec: LossSpec, inputs: Inputs, precision: str = "ieee", budget: int = _NO_BUDGET
+    ) -> Tensor:
+        exchanged = spec.axis == "column" and inputs.student_keys is not None
+        inputs = inputs.exchanged() if exchanged else inputs
+        rows = torch.full(inputs.student.shape[:2], torch.nan, dtype=inputs.dtype)
+        self._call(spec, inputs, Needs(False), precision, budget, 1.0, exchanged, rows)
+        return rows
+
+    def angle(
+        self, distances: Sequence[Tensor], beta: float, need_slope: bool = True
+    ) -> tuple[Tensor, Tensor | None]:
+        """The op cuda_angle: squared and inverse distances of student, then of teacher."""
+        matrices, items = distances[0].shape[:2]
+        loss = torch.full((), torch.nan, dtype=torch.float64)
+        slope = torch.full_like(distances[0], torch.nan) if need_slope else None
+        views = (_POINTER * 4)(*(x.data_ptr() for x in distances))
+        self._library.run_angle(
+            views, _I64(matrices), _I64(items), _F64(beta),
+            _BOOL(distances[1].dtype == torch.float64),
+            None if slope is None else _POINTER(slope.data_ptr()), _POINTER(loss.data_ptr()),
+        )  # fmt: skip
+        return loss, slope
+
+    def _call(
+        self,
+        spec: LossSpec,
+        inputs: Inputs,
+        needs: Needs,
+        precision: str,
+        budget: int,
+        factor: float,
+        exchanged: bool,
+        rows: Tensor | None = None,
+    ) -> LossAndGrad:
+        dtype = inputs.dtype
+
+        def unwritten(like: Tensor | None, wanted: bool) -> Tensor | None:
+            return (
+                torch.full(like.shape, torch.nan, dtype=dtype)
+                if wanted and like is not None
+                else None
+            )
+
+        scalar = torch.empty(())
+        result = LossAndGrad(
+            torch.full((), torch.nan, dtype=dtype),
+            unwritten(inputs.student, needs.student),
+            unwritten(inputs.student_keys, needs.student_keys),
+            unwritten(scalar, needs.student_scale),
+        )
+        params = pack(spec, inputs, needs, precision, factor, exchanged)
+        params.loss = result.loss.data_ptr()
+        outputs = ("query_gradient", "key_gradient", "scale_gradient", "row_losses")
+        for name, tensor in zip(outputs, (*result[1:], rows), strict=True):
+            setattr(params, name, None if tensor is None else tensor.data_ptr())
+        size = self._library.prepare(ctypes.byref(params), _I64(budget))
+        # not a number it is not told
+        workspace = torch.full((size + 256,), 0xFF, dtype=torch.uint8)
+        aligned = (workspace.data_ptr() + 255) // 256 * 256
+        phases = (ctypes.c_int32 * 1024)()
+        count = self._library.run(ctypes.byref(params), _POINTER(aligned), _I64(1024), phases)
+        self.launches = [PHASES[phase] for phase in phases[: min(count, 1024)]]
+        return result
+
+
+def pack(
+    spec: LossSpec, inputs: Inputs, needs: Needs, precision: str, factor: float, exchanged: bool
+) -> Any:
+    """The arguments as csrc/cuda/ops.cpp packs them."""
+    self_affinity = inputs.student_keys is None
+    dims = (inputs.student.shape[-1], inputs.teacher.shape[-1])
+    choices, numbers = static_options(
+        spec, needs, "dense", factor, exchanged, not self_affinity, dims
+    )
+    settings = Settings(*choices[:7], choices[10], *numbers[:10])
+    keys = inputs.student if inputs.student_keys is None else inputs.student_keys
+    teacher_keys = inputs.teacher if inputs.teacher_keys is None else inputs.teacher_keys
+    return Params(
+        settings=settings,
+        precision=PRECISIONS.index(precision),
+        wide=inputs.dtype == torch.float64,
+        self=self_affinity,
+        has_diagonal=bool(choices[7]),
+        diagonal_offset=choices[8],
+        reduction=choices[9],
+        weight=numbers[10],
+        matrices=inputs.student.shape[0],
+        queries=inputs.student.shape[1],
+        keys=keys.shape[1],
+        student=_features(inputs.student),
+        teacher=_features(inputs.teacher),
+        student_keys=_features(keys),
+        teacher_keys=_features(teacher_keys),
+        mask=_view(MaskView, inputs.mask),
+        key_mask=_view(MaskView, inputs.mask if self_affinity else inputs.key_mask),
+        pair_mask=_view(PairMaskView, inputs.pair_mask),
+        row_weight=_view(WeightView, inputs.row_weight, storage=True),
+        student_scale=_view(ScalarView, inputs.student_scale, storage=True),
+        teacher_scale=_view(ScalarView, inputs.teacher_scale, storage=True),
+    )
+
+
+def _features(x: Tensor) -> Any:
+    return FeatureView(x.data_ptr(), _STORAGES.index(x.dtype), x.shape[2], *x.stride())
+
+
+def _view(kind: Any, x: Tensor | None, storage: bool = False) -> Any:
+    if x is None:
+        return kind()
+    stored: Sequence[int] = [_STORAGES.index(x.dtype)] if storage else []
+    return kind(x.data_ptr(), *stored, *x.stride())
