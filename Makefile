@@ -8,14 +8,16 @@ BIN := $(VENV)/bin
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 # what an editable install is made of: a change here, and only here, installs again
 SOURCES := pyproject.toml $(wildcard setup.py MANIFEST.in) $(shell find csrc -type f 2>/dev/null)
+GPU_TESTS := $(wildcard tests/test_gpu_*.py) tests/test_fused.py tests/test_angle.py \
+	tests/test_factored.py tests/test_ops.py tests/test_benchmarks_gpu.py
 # beside, never over, the library that is installed
 SANITIZED := build/sanitize/affkd_kernels/_cpu.abi3.so
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test sanitize lint type format wheel bench clean
+.PHONY: help venv demo test test-all gpu-check sanitize lint type format wheel bench clean
 
 help: ## list the targets
-	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
 venv: $(VENV)/.stamp-test ## the environment with everything the tests need
 
@@ -24,6 +26,20 @@ demo: $(VENV)/.stamp-demo ## train a teacher and tiny students on 5,000 MNIST im
 
 test: $(VENV)/.stamp-test ## the whole test suite
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) tests
+
+test-all: $(VENV)/.stamp-test ## the same, every triple in Triton's interpreter included
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) -m "" tests
+
+# with the machine's own Python, torch and nvcc: a machine with a GPU may have no network
+gpu-check: ## on a machine with a GPU: build, test, look for races, measure
+	AFFKD_BUILD_CUDA=1 $(PYTHON) setup.py --quiet build_ext --inplace
+	CUBLAS_WORKSPACE_CONFIG=:4096:8 $(PYTHON) -m pytest --device cuda $(GPU_TESTS)
+	for tool in memcheck racecheck initcheck synccheck; do \
+		PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --tool $$tool --error-exitcode 1 \
+		--kernel-name kernel_substring=affkd $(PYTHON) -m pytest --device cuda \
+		-k "cpp and (odd_shapes or edges)" tests/test_fused.py || exit 1; \
+	done
+	$(PYTHON) -m benchmarks.run --suite gpu --json build/gpu.json
 
 # no capturing: the report must come out although the process that makes it dies of it
 sanitize: $(SANITIZED) ## the tests of the C++ kernels under AddressSanitizer and UBSan

@@ -46,25 +46,27 @@ def chunked_loss(
     *,
     student_keys: Tensor | None = None,
     teacher_keys: Tensor | None = None,
+    sweep: type[Sweep] | None = None,
 ) -> Tensor:
     """The loss of student [B, Ds] against teacher [B, Dt]; keys [K, D] get no gradient."""
     x = recipe.prepare(student.flatten(1))
     with torch.no_grad():
         y = recipe.prepare(teacher.flatten(1))
-    return _Chunked.apply(recipe, x, y, student_keys, teacher_keys)
+    return _Chunked.apply(sweep or Sweep, recipe, x, y, student_keys, teacher_keys)
 
 
 class _Chunked(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any,
+        make_sweep: type[Sweep],
         recipe: Recipe,
         student: Tensor,
         teacher: Tensor,
         student_keys: Tensor | None,
         teacher_keys: Tensor | None,
     ) -> Tensor:
-        sweep = _Sweep(recipe, student.detach(), teacher, student_keys, teacher_keys)
+        sweep = make_sweep(recipe, student.detach(), teacher, student_keys, teacher_keys)
         if recipe.sums is None:
             loss, gradient = sweep.gradient()
         else:
@@ -78,10 +80,10 @@ class _Chunked(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad_loss: Tensor) -> tuple[Tensor | None, ...]:
         (gradient,) = ctx.saved_tensors
-        return None, gradient * grad_loss, None, None, None
+        return None, None, gradient * grad_loss, None, None, None
 
 
-class _Sweep:
+class Sweep:
     """The sweeps over the row blocks of one call."""
 
     def __init__(

@@ -14,8 +14,6 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
-from rich.console import Console
-from rich.table import Table
 
 from affkd_kernels import dispatch
 
@@ -23,6 +21,7 @@ from .inputs import make_inputs
 from .measure import interleaved
 from .providers import Unavailable, make_provider
 from .registry import Case
+from .tables import table
 
 FACTORED, DENSE, TILED, REFERENCE = "factored", "cpp-dense", "cpp-tiled", "reference"
 
@@ -83,7 +82,7 @@ def compare(
     return min(medians.values()) / own
 
 
-def factored_from(holders: Sequence[str], seconds: float, console: Console) -> float | None:
+def factored_from(holders: Sequence[str], seconds: float) -> float | None:
     """Items per feature; the median over methods and feature lengths."""
     found = []
     for method in FACTORED_METHODS:
@@ -95,11 +94,11 @@ def factored_from(holders: Sequence[str], seconds: float, console: Console) -> f
                     value = compare(method, (items, length), FACTORED, holders, seconds)
                     points += [] if value is None else [Point(ratio, value)]
             name = f"{method}, D = {length}: factored against {' and '.join(holders)}"
-            found.append(_show(name, points, console))
+            found.append(_show(name, points))
     return _median(found)
 
 
-def dense_bytes(seconds: float, console: Console) -> float | None:
+def dense_bytes(seconds: float) -> float | None:
     """Bytes of the two affinity matrices; the median over methods and feature lengths."""
     found = []
     for method in DENSE_METHODS:
@@ -109,16 +108,15 @@ def dense_bytes(seconds: float, console: Console) -> float | None:
                 value = compare(method, (items, length), TILED, (DENSE,), seconds)
                 points += [] if value is None else [Point(8.0 * items**2, value)]
             name = f"{method}, D = {length}: tiled against dense, by bytes"
-            found.append(_show(name, points, console))
+            found.append(_show(name, points))
     return _median(found)
 
 
-def _show(name: str, points: list[Point], console: Console) -> float | None:
-    table = Table(*(f"{point.size:.3g}" for point in points), title=name)
-    table.add_row(*(f"{point.ratio:.2f}x" for point in points))
+def _show(name: str, points: list[Point]) -> float | None:
+    sizes, ratios = ([f"{p.size:.3g}" for p in points], [f"{p.ratio:.2f}x" for p in points])
     value = crossover(points)
-    console.print(table)
-    console.print("never" if value is None else f"from {value:.3g}")
+    print(f"{name}\n\n{table(sizes, [ratios])}\n")
+    print("never\n" if value is None else f"from {value:.3g}\n", flush=True)
     return value
 
 
@@ -136,16 +134,15 @@ def main() -> None:
     options = parser.parse_args()
     if options.threads:
         torch.set_num_threads(options.threads)
-    console = Console()
-    fused = factored_from((DENSE, TILED), options.seconds, console)
-    reference = factored_from((REFERENCE,), options.seconds, console)
-    size = dense_bytes(options.seconds, console)
-    console.print("measured here, against what affkd_kernels/dispatch.py has:")
-    console.print(f"FACTORED_FROM = {_literal(fused, reference)}")
-    console.print(f"    has         {dispatch.FACTORED_FROM}")
+    fused = factored_from((DENSE, TILED), options.seconds)
+    reference = factored_from((REFERENCE,), options.seconds)
+    size = dense_bytes(options.seconds)
+    print("measured here, against what affkd_kernels/dispatch.py has:")
+    print(f"FACTORED_FROM = {_literal(fused, reference)}")
+    print(f"    has         {dispatch.FACTORED_FROM}")
     megabytes = "never faster" if size is None else f"{size / 2**20:.0f} << 20"
-    console.print(f"DENSE_BYTES = {megabytes}")
-    console.print(f"    has       {dispatch.DENSE_BYTES >> 20} << 20")
+    print(f'DENSE_BYTES["cpu"] = {megabytes}')
+    print(f"    has              {dispatch.DENSE_BYTES['cpu'] >> 20} << 20")
 
 
 def _literal(fused: float | None, reference: float | None) -> str:

@@ -40,13 +40,13 @@ class CaseInputs:
 def make_inputs(case: Case, device: str = "cpu", seed: int = 0) -> CaseInputs:
     """A teacher of normal features, and a student that shares half of their variance.
 
-    The values depend on the case's shapes and the seed alone.
+    The values depend on the case's shapes, the seed and the type of device alone.
     """
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator(device).manual_seed(seed)
     dtype = getattr(torch, case.dtype)
 
     def normal(*shape: int) -> Tensor:
-        return torch.randn(shape, generator=generator)
+        return torch.randn(shape, generator=generator, device=device)
 
     teacher = normal(*case.shape)
     student = (teacher + normal(*case.shape)) / 2**0.5

@@ -55,11 +55,11 @@ class CpuTimer:
         return time.perf_counter() - start
 
 
-class CudaTimer:
-    """Events around the call on an idle device with a cold second-level cache.
+class DeviceTimer:
+    """Events around one call on an idle GPU with a cold second-level cache.
 
-    The device is idle when the call begins, so the time to launch the kernels counts: it is what
-    a small loss costs.
+    The device is idle when the call begins, so what the host needs between two launches counts
+    wherever it is longer than the kernels: it is what a single small loss costs.
     """
 
     def __init__(self) -> None:
@@ -74,6 +74,17 @@ class CudaTimer:
         end.record()
         torch.cuda.synchronize()
         return start.elapsed_time(end) / 1e3
+
+
+class WallTimer:
+    """The wall time from an idle GPU to an idle GPU, the caches as the calls before left them."""
+
+    def __call__(self, step: Step) -> float:
+        torch.cuda.synchronize()
+        start = time.perf_counter()
+        step()
+        torch.cuda.synchronize()
+        return time.perf_counter() - start
 
 
 def interleaved(

@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 
 from .child import ChildFailed, hand_back, run_module
-from .inputs import make_inputs
+from .inputs import CaseInputs, make_inputs
 from .providers import Provider, make_provider
 from .registry import CASES, COMPILE, Case
 
@@ -30,14 +30,12 @@ class MemoryUnknown(Exception):
     """The peak cannot be measured here, or the call failed; the text says why."""
 
 
-def extra_peak(case: Case, name: str, device: str, *, timeout: float = 180.0) -> int:
+def extra_peak(case: Case, name: str, *, timeout: float = 180.0) -> int:
     """Bytes beyond the inputs, the gradients of the call included.
 
     Raises:
         MemoryUnknown: the process failed or took too long, or the system has no such counter.
     """
-    if device == "cuda":
-        return _extra_peak_cuda(case, name)
     if not _CLEAR_REFS.exists():
         raise MemoryUnknown("needs /proc/self/clear_refs, which Linux has")
     try:
@@ -47,9 +45,8 @@ def extra_peak(case: Case, name: str, device: str, *, timeout: float = 180.0) ->
         raise MemoryUnknown(str(error)) from None
 
 
-def _extra_peak_cuda(case: Case, name: str) -> int:
-    inputs, provider = make_inputs(case, "cuda"), make_provider(name, case)
-    provider.step(inputs)
+def extra_peak_on_gpu(provider: Provider, inputs: CaseInputs) -> int:
+    """The same on a GPU, by the allocator's own count; the provider must have run before."""
     gc.collect()
     torch.cuda.synchronize()
     before = torch.cuda.memory_allocated()

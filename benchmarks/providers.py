@@ -17,7 +17,18 @@ from affkd_kernels.presets import preset
 
 from .chunked import RECIPES, chunked_loss
 from .inputs import CaseInputs
-from .registry import CHUNKED, COMPILE, EAGER, KEOPS, METHODS, REFERENCE, Case
+from .liger import liger_style_loss
+from .registry import (
+    CHUNKED,
+    COMPILE,
+    EAGER,
+    KEOPS,
+    LIGER,
+    MAX_AUTOTUNE,
+    METHODS,
+    REFERENCE,
+    Case,
+)
 
 # the package's default, twice: the second is the A/A control
 AUTO, AUTO_AGAIN = "auto", "auto-again"
@@ -31,7 +42,10 @@ OURS: dict[str, dict[str, Any]] = {
     "triton-tiled": {"backend": "triton", "algorithm": "tiled"},
     REFERENCE: {"backend": "reference"},
 }
-BASELINES = (EAGER, COMPILE, CHUNKED, KEOPS)
+BASELINES = (EAGER, COMPILE, MAX_AUTOTUNE, CHUNKED, LIGER, KEOPS)
+# where a case allows faster float32 products, eager is measured with those too, and ours without;
+# where its features are of half precision, eager is measured on float32 copies of them too
+EAGER_FAST, EAGER_FLOAT, AUTO_EXACT = "eager-fast", "eager-float32", "auto-highest"
 
 # a dense algorithm keeps both matrices: beyond this it has no business in a benchmark
 MAX_DENSE_BYTES = 2 << 30
@@ -41,13 +55,19 @@ MAX_PAIR_OPERATIONS = 1e13
 
 @dataclass(frozen=True)
 class Provider:
-    """One implementation of a case's loss: ``loss(student, teacher, **options)``."""
+    """One implementation of a case's loss: ``loss(student, teacher, **options)``.
+
+    ``precision`` is that of float32 products, None to leave it as it is.
+    """
 
     name: str
     loss: Callable[..., Tensor]
+    precision: str | None = None
 
     def step(self, inputs: CaseInputs) -> tuple[Tensor, ...]:
         """Forward and backward: the loss and its gradients."""
+        if self.precision is not None:
+            torch.set_float32_matmul_precision(self.precision)
         loss = self.loss(inputs.student, inputs.teacher, **inputs.options)
         return (loss.detach(), *torch.autograd.grad(loss, inputs.leaves))
 
@@ -56,9 +76,13 @@ def provider_names(case: Case) -> list[str]:
     """What a case is measured with, before anybody knows what is usable here."""
     method = METHODS[case.method]
     names = [family for family in BASELINES if family in case.against]
+    ours = [AUTO, AUTO_AGAIN] if case.method == "rkd_angle" else list(OURS)
     if EAGER in case.against:
         names += [f"{EAGER}-{variant}" for variant in method.variants]
-    ours = [AUTO, AUTO_AGAIN] if case.method == "rkd_angle" else list(OURS)
+        names += [EAGER_FLOAT] if case.dtype != "float32" else []
+    if case.precision != "highest":
+        names += [EAGER_FAST] if EAGER in case.against else []
+        ours = [*ours, AUTO_EXACT]
     if REFERENCE not in case.against:
         ours = [name for name in ours if name != REFERENCE]
     return names + ours
@@ -70,22 +94,55 @@ def make_provider(name: str, case: Case) -> Provider:
     Raises:
         Unavailable: it does not exist for this case or this machine; the text says why.
     """
-    family, _, variant = name.partition("-")
-    if name in OURS:
-        return _ours(name, case)
-    if family == EAGER:
-        _refuse_factored(variant == "features", case)
-        method = METHODS[case.method]
-        return Provider(name, method.variants[variant] if variant else method.eager)
-    if family == COMPILE:
+    precision = None
+    if case.precision != "highest":
+        family = name.partition("-")[0]
+        exact = name == AUTO_EXACT or (family == EAGER and name != EAGER_FAST)
+        precision = "highest" if exact else case.precision
+    return Provider(name, _loss(name, case), precision)
+
+
+def _loss(name: str, case: Case) -> Callable[..., Tensor]:
+    method = METHODS[case.method]
+    if name in OURS or name == AUTO_EXACT:
+        return _ours(AUTO if name == AUTO_EXACT else name, case)
+    if name in (EAGER, EAGER_FAST):
+        return method.eager
+    if name == EAGER_FLOAT:
+        return _of_float32(method.eager)
+    if name in (COMPILE, MAX_AUTOTUNE):
         # without the reset, the shapes of earlier cases count against the recompilation limit
         torch._dynamo.reset()
-        return Provider(name, torch.compile(METHODS[case.method].eager, dynamic=False))
-    if family == CHUNKED:
+        if name == COMPILE:
+            return torch.compile(method.eager, dynamic=False)
+        return _with_marked_steps(torch.compile(method.eager, dynamic=False, mode="max-autotune"))
+    if name in (CHUNKED, LIGER):
         if case.method not in RECIPES:
             raise Unavailable(f"no chunked form of {case.method}")
-        return Provider(name, functools.partial(chunked_loss, RECIPES[case.method]))
-    return Provider(name, _keops_formula(case))
+        form = chunked_loss if name == CHUNKED else liger_style_loss
+        return functools.partial(form, RECIPES[case.method])
+    family, _, variant = name.partition("-")
+    if family == EAGER:
+        _refuse_factored(variant == "features", case)
+        return method.variants[variant]
+    return _keops_formula(case)
+
+
+def _with_marked_steps(compiled: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """A new step frees what the last one's CUDA graph returned."""
+
+    def marked(*features: Tensor, **options: Any) -> Tensor:
+        torch.compiler.cudagraph_mark_step_begin()
+        return compiled(*features, **options)
+
+    return marked
+
+
+def _of_float32(loss: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    def of_float32(student: Tensor, teacher: Tensor, **options: Any) -> Tensor:
+        return loss(student.float(), teacher.float(), **options)
+
+    return of_float32
 
 
 class Unavailable(Exception):
@@ -119,7 +176,7 @@ def _refuse_factored(factored: bool, case: Case) -> None:
         raise Unavailable("fewer items than features: the D x D products are the larger ones")
 
 
-def _ours(name: str, case: Case) -> Provider:
+def _ours(name: str, case: Case) -> Callable[..., Tensor]:
     _refuse_factored(name == "factored", case)
     matrices, queries, keys, length = case.extent
     size = 8 * matrices * queries * keys
@@ -128,7 +185,7 @@ def _ours(name: str, case: Case) -> Provider:
     operations = 6 * matrices * queries * keys * length
     if name.endswith("-tiled") and operations > MAX_PAIR_OPERATIONS:
         raise Unavailable(f"would take {operations / 1e12:.0f} TFLOP over all pairs")
-    return Provider(name, preset(case.method, **OURS[name]))
+    return preset(case.method, **OURS[name])
 
 
 def _keops_formula(case: Case) -> Callable[..., Tensor]:

@@ -13,10 +13,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from . import tables
+from . import gpu_tables, tables
 
 RESULTS = Path(__file__).parent / "results"
-BEGIN, END = "<!-- benchmarks: begin -->", "<!-- benchmarks: end -->"
+PART = "benchmarks"
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -61,6 +61,8 @@ def load(path: Path) -> dict[str, Any]:
 
 def section(result: dict[str, Any], plots: list[Path], base: Path) -> str:
     """One run as Markdown."""
+    if "rates" in result:
+        return _gpu_section(result)
     records = result["cases"]
     parts = [f"## Suite `{result['suite']}`", _machine(result)]
     parts += ["### By regime", tables.summary(records)]
@@ -70,24 +72,40 @@ def section(result: dict[str, Any], plots: list[Path], base: Path) -> str:
     parts += ["### Extra peak memory", tables.memory(records)]
     parts += ["### Accuracy", tables.accuracy(records)]
     parts += ["### Overhead of a call", tables.overhead(result["overhead"])]
+    return "\n\n".join(parts + _left_out(result))
+
+
+def _gpu_section(result: dict[str, Any]) -> str:
+    records, rates = result["cases"], result["rates"]
+    parts = [f"## Suite `{result['suite']}`", _machine(result)]
+    parts += ["### What this GPU does at best", gpu_tables.rates_table(rates)]
+    parts += ["### Every case", gpu_tables.results(records, rates)]
+    parts += ["### Accuracy", tables.accuracy(records)]
+    parts += ["### Overhead of a call", tables.overhead(result["overhead"])]
+    return "\n\n".join(parts + _left_out(result))
+
+
+def _left_out(result: dict[str, Any]) -> list[str]:
+    left_out = [f"{name} failed: {reason}" for name, reason in result.get("failed", {}).items()]
     if result["not_run"]:
-        parts.append(f"Out of time, not run: {', '.join(result['not_run'])}.")
-    return "\n\n".join(parts)
+        left_out.append(f"Out of time, not run: {', '.join(result['not_run'])}.")
+    return left_out
 
 
-def insert(page: str, text: str) -> str:
-    """The page with the text between its markers.
+def insert(page: str, text: str, part: str = PART) -> str:
+    """The page with the text between the markers of a part.
 
     Raises:
         ValueError: the page lacks a marker.
     """
-    for marker in (BEGIN, END):
+    begin, end = f"<!-- {part}: begin -->", f"<!-- {part}: end -->"
+    for marker in (begin, end):
         if page.count(marker) != 1:
             raise ValueError(
                 f"the page must have {marker!r} once, it has it {page.count(marker)} times"
             )
-    head, rest = page.split(BEGIN)
-    return f"{head}{BEGIN}\n\n{text}\n\n{END}{rest.split(END)[1]}"
+    head, rest = page.split(begin)
+    return f"{head}{begin}\n\n{text}\n\n{end}{rest.split(end)[1]}"
 
 
 def _machine(result: dict[str, Any]) -> str:

@@ -10,18 +10,19 @@ import shlex
 import sys
 import time
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+from . import gpu_tables, tables
+from .gpu import measure_on_gpu
 from .machine import describe_machine
 from .overhead import measure_overhead
+from .rates import measure_rates
 from .registry import SUITES, Case, select
 from .single import CaseRecord, measure_case, measure_tuned
-from .tables import case_line
 
 SCHEMA = 1
 # seconds after which the times with another allocator are given up
@@ -33,14 +34,13 @@ def main(arguments: list[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     suite = "factored" if options.factored else options.suite
     device = "cuda" if suite == "gpu" else "cpu"
-    console = Console()
     if device == "cuda" and not torch.cuda.is_available():
-        console.print("suite 'gpu' needs a CUDA device, and there is none here")
+        print("suite 'gpu' needs a CUDA device, and there is none here")
         return 2
     try:
         cases = select(suite, options.only)
     except ValueError as error:
-        console.print(str(error), markup=False)
+        print(error)
         return 2
     if options.threads:
         torch.set_num_threads(options.threads)
@@ -53,9 +53,12 @@ def main(arguments: list[str] | None = None) -> int:
         "machine": describe_machine(device),
     }
     minutes = SUITES[suite] if options.minutes is None else options.minutes
-    _measure(cases, device, minutes, options, console, result)
+    result |= _measure(cases, device, minutes, options, result)
+    if device == "cuda":
+        print(f"\n{gpu_tables.rates_table(result['rates'])}\n")
+        print(gpu_tables.results(result["cases"], result["rates"]))
     if options.json:
-        console.print(f"written: {options.json}", markup=False)
+        print(f"written: {options.json}")
     return 0
 
 
@@ -64,45 +67,50 @@ def _measure(
     device: str,
     minutes: float,
     options: argparse.Namespace,
-    console: Console,
     result: dict[str, Any],
-) -> None:
+) -> dict[str, Any]:
+    """The measurements, which are written to the file as they come."""
     started = time.monotonic()
+
+    def left() -> float:
+        return 60 * minutes - (time.monotonic() - started)
+
     measured: dict[str, Any] = {"overhead": measure_overhead(), "cases": [], "not_run": []}
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
-    with Progress(*columns, TimeElapsedColumn(), console=console, transient=True) as progress:
-        task = progress.add_task("", total=len(cases))
-        for case in cases:
-            left = 60 * minutes - (time.monotonic() - started)
-            if left <= 0:
-                measured["not_run"].append(case.name)
-                continue
-            progress.update(task, description=case.name)
-            for record in _records(case, device, options, left, console):
-                measured["cases"].append(record.as_json())
-                line = case_line(measured["cases"][-1])
-                console.print(line, markup=False, highlight=False, soft_wrap=True)
-            progress.advance(task)
-            # a run that is cut short keeps what it has
-            _write(options.json, result | measured | {"seconds": time.monotonic() - started})
+    measured |= {"failed": {}} | ({"rates": measure_rates()} if device == "cuda" else {})
+    for number, case in enumerate(cases, 1):
+        if left() <= 0:
+            measured["not_run"].append(case.name)
+            continue
+        try:
+            records = _records(case, device, options, left)
+        except (MemoryError, RuntimeError) as error:
+            measured["failed"][case.name] = str(error)
+            print(f"{case.name} failed: {error}")
+            continue
+        for record in records:
+            measured["cases"].append(record.as_json())
+            line = (gpu_tables if device == "cuda" else tables).case_line(measured["cases"][-1])
+            print(f"[{number}/{len(cases)}] {line}", flush=True)
+        # a run that is cut short keeps what it has
+        _write(options.json, result | measured | {"seconds": time.monotonic() - started})
     if measured["not_run"]:
-        console.print(f"out of time, not run: {', '.join(measured['not_run'])}", markup=False)
-    _write(options.json, result | measured | {"seconds": time.monotonic() - started})
+        print(f"out of time, not run: {', '.join(measured['not_run'])}")
+    measured["seconds"] = time.monotonic() - started
+    _write(options.json, result | measured)
+    return measured
 
 
 def _records(
-    case: Case, device: str, options: argparse.Namespace, left: float, console: Console
+    case: Case, device: str, options: argparse.Namespace, left: Callable[[], float]
 ) -> list[CaseRecord]:
-    try:
-        record = measure_case(case, device, memory=options.memory)
-    except (MemoryError, RuntimeError) as error:
-        console.print(f"{case.name} failed: {error}", markup=False)
-        return []
-    if not (case.tuned and options.tuned and device == "cpu" and sys.platform == "linux"):
+    if device == "cuda":
+        return [measure_on_gpu(case, left)]
+    record = measure_case(case, memory=options.memory)
+    if not (case.tuned and options.tuned and sys.platform == "linux"):
         return [record]
-    tuned = measure_tuned(case, record, timeout=min(TUNED_TIMEOUT, max(left, 30.0)))
+    tuned = measure_tuned(case, record, timeout=min(TUNED_TIMEOUT, max(left(), 30.0)))
     if isinstance(tuned, str):
-        console.print(f"{case.name} with the tuned allocator failed: {tuned}", markup=False)
+        print(f"{case.name} with the tuned allocator failed: {tuned}")
         return [record]
     return [record, tuned]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,7 +16,7 @@ from .accuracy import Error, error_of, true_values
 from .child import TUNED_ALLOCATOR, ChildFailed, hand_back, run_module
 from .floor import floors
 from .inputs import CaseInputs, make_inputs
-from .measure import CpuTimer, CudaTimer, Timing, interleaved
+from .measure import Timing, interleaved
 from .memory import MemoryUnknown, case_named, extra_peak
 from .providers import (
     AUTO,
@@ -45,6 +46,9 @@ class Measured:
     extra_bytes: int | None = None
     memory_note: str | None = None
     skipped: str | None = None
+    # of a GPU alone
+    wall: Timing | None = None
+    launches: int | None = None
 
 
 @dataclass
@@ -57,6 +61,7 @@ class CaseRecord:
     shape: tuple[int, ...]
     extent: tuple[int, int, int, int]
     dtype: str
+    precision: str
     allocator: str
     plan: str | None
     providers: dict[str, Measured] = field(default_factory=dict)
@@ -81,18 +86,18 @@ class CaseRecord:
         }
 
 
-def measure_case(case: Case, device: str = "cpu", *, memory: bool = True) -> CaseRecord:
-    """Errors, times and memory of every provider that is usable here."""
-    inputs = make_inputs(case, device)
-    record = _new_record(case, inputs)
-    usable = _usable(case, inputs, record, true_values(case, inputs))
-    _judge(record)
-    for name, timing in _timings(case, device, inputs, usable).items():
+def measure_case(case: Case, *, memory: bool = True) -> CaseRecord:
+    """Errors, times and memory of every provider that is usable on this machine's CPU."""
+    inputs = make_inputs(case)
+    record = new_record(case, inputs)
+    usable = usable_providers(case, inputs, record, true_values(case, inputs))
+    judge(record)
+    for name, timing in _timings(case, inputs, usable).items():
         record.providers.setdefault(name, Measured()).seconds = timing
     if case.memory and memory:
         for name in MEMORY_OF:
             if name in usable:
-                _add_memory(case, name, device, record.providers[name])
+                _add_memory(case, name, record.providers[name])
     return record
 
 
@@ -110,27 +115,36 @@ def measure_tuned(case: Case, record: CaseRecord, *, timeout: float) -> CaseReco
     return tuned
 
 
-def _new_record(case: Case, inputs: CaseInputs) -> CaseRecord:
+def new_record(case: Case, inputs: CaseInputs) -> CaseRecord:
     plan = plan_of(case, inputs)
     return CaseRecord(
-        *(case.name, case.method, case.regime, case.shape, case.extent, case.dtype),
+        *(case.name, case.method, case.regime, case.shape, case.extent),
+        *(case.dtype, case.precision),
         allocator="default",
         plan=None if plan is None else str(plan),
     )
 
 
-def _usable(
-    case: Case, inputs: CaseInputs, record: CaseRecord, truth: tuple[Tensor, ...] | None = None
+def usable_providers(
+    case: Case,
+    inputs: CaseInputs,
+    record: CaseRecord,
+    truth: tuple[Tensor, ...] | None = None,
+    refuse: Callable[[str], None] = lambda name: None,
 ) -> dict[str, Provider]:
-    """The usable providers; their errors, and the others' reasons, go to the record."""
+    """The usable providers; their errors, and the others' reasons, go to the record.
+
+    ``refuse`` raises for those that are not to be tried.
+    """
     usable: dict[str, Provider] = {}
     for name in provider_names(case):
         measured = record.providers[name] = Measured()
         try:
+            refuse(name)
             provider = _distinct(name, case, record)
             values = provider.step(inputs)
         except Exception as error:  # whatever a baseline or a missing backend raises
-            measured.skipped = _one_line(error)
+            measured.skipped = one_line(error)
             continue
         usable[name] = provider
         if truth is not None:
@@ -148,14 +162,14 @@ def _distinct(name: str, case: Case, record: CaseRecord) -> Provider:
     return make_provider(name, case)
 
 
-def _one_line(error: Exception) -> str:
+def one_line(error: Exception) -> str:
     text = str(error).strip().splitlines()
     first = text[0] if text else ""
     known = isinstance(error, (Unavailable, RuntimeError)) and first
     return first if known else f"{type(error).__name__}: {first}"
 
 
-def _judge(record: CaseRecord) -> None:
+def judge(record: CaseRecord) -> None:
     """Hold every error to the first baseline's own."""
     baseline = next(
         (m.error for name, m in record.providers.items() if name not in OURS and m.error), None
@@ -165,25 +179,22 @@ def _judge(record: CaseRecord) -> None:
             measured.passes = measured.error.within(baseline)
 
 
-def _timings(
-    case: Case, device: str, inputs: CaseInputs, usable: dict[str, Provider]
-) -> dict[str, Timing]:
+def _timings(case: Case, inputs: CaseInputs, usable: dict[str, Provider]) -> dict[str, Timing]:
     steps: dict[str, Any] = {
         name: lambda provider=provider: provider.step(inputs) for name, provider in usable.items()
     }
-    bounds = floors(case, device)
+    bounds = floors(case)
     steps |= {name: floor.step for name, floor in bounds.items()}
-    timer = CudaTimer() if device == "cuda" else CpuTimer()
-    timings = interleaved(steps, case.seconds, timer=timer)
+    timings = interleaved(steps, case.seconds)
     return {
         name: timing.scaled(bounds[name].times) if name in bounds else timing
         for name, timing in timings.items()
     }
 
 
-def _add_memory(case: Case, name: str, device: str, measured: Measured) -> None:
+def _add_memory(case: Case, name: str, measured: Measured) -> None:
     try:
-        measured.extra_bytes = extra_peak(case, name, device)
+        measured.extra_bytes = extra_peak(case, name)
     except MemoryUnknown as error:
         measured.memory_note = str(error)
 
@@ -199,8 +210,8 @@ def main() -> None:
     warnings.simplefilter("ignore")
     case = case_named(arguments.case)
     inputs = make_inputs(case)
-    usable = _usable(case, inputs, _new_record(case, inputs))
-    times = _timings(case, "cpu", inputs, usable)
+    usable = usable_providers(case, inputs, new_record(case, inputs))
+    times = _timings(case, inputs, usable)
     hand_back({name: dataclasses.asdict(timing) for name, timing in times.items()})
 
 

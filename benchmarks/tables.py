@@ -8,9 +8,12 @@ from typing import Any
 
 from .accuracy import ALLOWED_EXTRA, ALLOWED_RATIO
 from .floor import FACTORED, PAIRS
-from .providers import AUTO, BASELINES, OURS
+from .providers import AUTO, AUTO_EXACT, OURS
+from .registry import CHUNKED, COMPILE, EAGER, KEOPS
 
 Record = dict[str, Any]
+# the columns of these tables; benchmarks/gpu_tables.py has those of a GPU
+BASELINES = (EAGER, COMPILE, CHUNKED, KEOPS)
 
 # the largest extra memory of a tiled algorithm: gradient and scaled gradient, and scratch space
 MEMORY_SLACK = 8 << 20
@@ -53,7 +56,7 @@ def speedup_over_fastest(record: Record) -> float | None:
 
 def algorithm(record: Record, name: str = AUTO) -> str:
     """The backend and algorithm that a provider of ours ran, as in "cpp/dense"."""
-    if name in (AUTO, f"{AUTO}-again"):
+    if name in (AUTO, f"{AUTO}-again", AUTO_EXACT):
         return (record["plan"] or "fused").partition(":")[0]
     options = OURS[name]
     return "/".join((options["backend"], options.get("algorithm", "dense")))
@@ -68,10 +71,14 @@ def floor_share(record: Record, name: str = AUTO) -> float | None:
 
 def case_line(record: Record) -> str:
     """One line for the terminal."""
-    parts = [f"{record['name']:40}", f"{algorithm(record):16}", f"{_time(median(record, AUTO)):>8}"]
+    parts = [
+        f"{record['name']:40}",
+        f"{algorithm(record):16}",
+        f"{show_time(median(record, AUTO)):>8}",
+    ]
     for name in BASELINES:
         if median(record, name):
-            parts.append(f"{name} {_ratio(speedup(record, name))}")
+            parts.append(f"{name} {show_ratio(speedup(record, name))}")
     parts.append(f"floor {_percent(floor_share(record))}")
     if record["allocator"] != "default":
         parts.append(f"({record['allocator']} allocator)")
@@ -92,8 +99,8 @@ def summary(records: Sequence[Record]) -> str:
     for (regime, allocator), group in groups.items():
         quiet = sum(not record["noisy"] for record in group)
         row = [regime, allocator, f"{quiet} of {len(group)}"]
-        row += [_spread([speedup(r, name) for r in group], _ratio) for name in BASELINES[:3]]
-        row.append(_spread([speedup_over_fastest(r) for r in group], _ratio))
+        row += [_spread([speedup(r, name) for r in group], show_ratio) for name in BASELINES[:3]]
+        row.append(_spread([speedup_over_fastest(r) for r in group], show_ratio))
         row.append(_spread([floor_share(r) for r in group], _percent))
         row.append(_megabytes(max(filter(None, (_bytes_of(r, AUTO) for r in group)), default=None)))
         rows.append(row)
@@ -105,9 +112,9 @@ def times(records: Sequence[Record]) -> str:
     """Every case: median (p20 to p80) times, speed-ups and the share of the floor."""
     rows = []
     for record in records:
-        row = [_label(record), algorithm(record), _time(_own_floor(record))]
+        row = [_label(record), algorithm(record), show_time(_own_floor(record))]
         row += [_quantiles(record, name) for name in (AUTO, *BASELINES)]
-        row += [_ratio(speedup(record, name)) for name in BASELINES[:2]]
+        row += [show_ratio(speedup(record, name)) for name in BASELINES[:2]]
         row.append(_fastest(record))
         row.append("noisy" if record["noisy"] else _percent(floor_share(record)))
         rows.append(row)
@@ -128,9 +135,9 @@ def algorithms(records: Sequence[Record]) -> str:
     kept = [name for name in extras if any(median(record, name) for record in records)]
     rows = []
     for record in records:
-        others = [_time(median(record, name)) for name in kept]
+        others = [show_time(median(record, name)) for name in kept]
         if any(cell != _NOTHING for cell in others):
-            own = f"{_time(median(record, AUTO))} ({algorithm(record)})"
+            own = f"{show_time(median(record, AUTO))} ({algorithm(record)})"
             rows.append([_label(record), own, *others])
     return table(["case", AUTO, *kept], rows)
 
@@ -221,7 +228,7 @@ def _label(record: Record) -> str:
 
 def _fastest(record: Record) -> str:
     ratio = speedup_over_fastest(record)
-    return f"{_ratio(ratio)} ({fastest_baseline(record)})" if ratio else _NOTHING
+    return f"{show_ratio(ratio)} ({fastest_baseline(record)})" if ratio else _NOTHING
 
 
 def _own_floor(record: Record) -> float | None:
@@ -251,7 +258,7 @@ def _spread(values: Sequence[float | None], show: Any) -> str:
     return f"{show(mean)} (worst {show(min(known))})"
 
 
-def _time(seconds: float | None) -> str:
+def show_time(seconds: float | None) -> str:
     if not seconds:
         return _NOTHING
     for unit, size in (("s", 1.0), ("ms", 1e-3)):
@@ -264,11 +271,11 @@ def _quantiles(record: Record, name: str) -> str:
     seconds = record["providers"].get(name, {}).get("seconds")
     if not seconds:
         return _NOTHING
-    low, high = (_time(seconds[quantile]) for quantile in ("p20", "p80"))
-    return f"{_time(seconds['median'])} ({low} to {high})"
+    low, high = (show_time(seconds[quantile]) for quantile in ("p20", "p80"))
+    return f"{show_time(seconds['median'])} ({low} to {high})"
 
 
-def _ratio(value: float | None) -> str:
+def show_ratio(value: float | None) -> str:
     return f"{value:.2f}x" if value else _NOTHING
 
 

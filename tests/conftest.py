@@ -1,21 +1,37 @@
-"""Shared by all tests: determinism, which implementations are usable, and the closing counts."""
+"""Shared by all tests: determinism, which implementations are usable, and the closing counts.
+
+``--device cuda`` puts the tensors of all tests there. Without a GPU the Triton kernels run in
+Triton's interpreter, on CPU tensors.
+"""
 
 from __future__ import annotations
 
+import importlib.util
+import os
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
 from functools import cache
 from typing import Any
 
-import hypothesis
 import pytest
 import torch
 
-hypothesis.settings.register_profile(
-    "repeatable", derandomize=True, deadline=None, max_examples=30, database=None
-)
-hypothesis.settings.load_profile("repeatable")
+# before anything imports triton, which reads it once
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")
+
+collect_ignore = []
+if importlib.util.find_spec("hypothesis"):
+    import hypothesis
+
+    hypothesis.settings.register_profile(
+        "repeatable", derandomize=True, deadline=None, max_examples=30, database=None
+    )
+    hypothesis.settings.load_profile("repeatable")
+else:
+    # a machine without network may lack it
+    collect_ignore += ["test_bank.py", "test_reference_properties.py"]
 
 # how to ask for each implementation; a test takes the `implementation` fixture and passes it on
 IMPLEMENTATIONS: dict[str, dict[str, str]] = {
@@ -23,6 +39,8 @@ IMPLEMENTATIONS: dict[str, dict[str, str]] = {
     "factored": {"backend": "torch", "algorithm": "factored"},
     "cpp-dense": {"backend": "cpp", "algorithm": "dense"},
     "cpp-tiled": {"backend": "cpp", "algorithm": "tiled"},
+    "triton-dense": {"backend": "triton", "algorithm": "dense"},
+    "triton-tiled": {"backend": "triton", "algorithm": "tiled"},
 }
 _COUNT = "count: "
 
@@ -63,9 +81,15 @@ def _deterministic() -> None:
     torch.manual_seed(0)
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--device", help="where the tests' tensors live, as in 'cuda'")
+
+
 def pytest_configure(config: pytest.Config) -> None:
     # the tests' matrices are tiny, and a second thread only costs them time
     torch.set_num_threads(1)
+    if config.getoption("--device"):
+        torch.set_default_device(config.getoption("--device"))
 
 
 @pytest.fixture

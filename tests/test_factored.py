@@ -9,8 +9,10 @@ import pytest
 import torch
 from cases import valid_triples
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 import affkd_kernels as affkd
+from affkd_kernels.inputs import canonical_inputs
 from affkd_kernels.kernels import factored, factors, moments
 from affkd_kernels.spec import make_spec
 
@@ -32,7 +34,7 @@ def test_near_copies(triple: tuple[str, str, str], noise: float) -> None:
 
     The rounding of the float32 features themselves is not the kernel's: exact means exact for them.
     """
-    generator = torch.Generator().manual_seed(1)
+    generator = torch.Generator(torch.get_default_device()).manual_seed(1)
     student = torch.randn(600, 32, generator=generator)
     teacher = student + noise * torch.randn(600, 32, generator=generator)
     leaf = student.double().requires_grad_()
@@ -51,7 +53,7 @@ def test_near_copies(triple: tuple[str, str, str], noise: float) -> None:
 
 def test_gradients_where_little_is_left() -> None:
     """Directions that nearly agree, and a diagonal that is all but everything."""
-    generator = torch.Generator().manual_seed(2)
+    generator = torch.Generator(torch.get_default_device()).manual_seed(2)
     common = 10 * torch.randn(1, 1, 24, generator=generator)
     student = common + torch.randn(2, 200, 24, generator=generator)
     large = torch.randn(100, 8, generator=generator)
@@ -93,7 +95,8 @@ def test_chunks_do_not_change_the_result(monkeypatch: pytest.MonkeyPatch) -> Non
     for triple in TRIPLES:
         results = []
         for elements in (1 << 19, 3 * 5 * 8):
-            monkeypatch.setattr(moments, "_CHUNK_ELEMENTS", elements)
+            chunk = dict.fromkeys(("cpu", "cuda"), elements)
+            monkeypatch.setattr(moments, "_CHUNK_ELEMENTS", chunk)
             value = affkd.affinity_loss(
                 student, teacher, *triple, items="tokens", algorithm="factored"
             )
@@ -101,18 +104,50 @@ def test_chunks_do_not_change_the_result(monkeypatch: pytest.MonkeyPatch) -> Non
         torch.testing.assert_close(results[0], results[1])
 
 
-def test_float32_moments_are_as_good_as_eager_away_from_convergence(
+@pytest.mark.parametrize("keys", [False, True], ids=["self", "keys"])
+def test_float32_products_are_as_good_as_eager_away_from_convergence(
+    keys: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a GPU with few float64 units computes, or one that was told not to be exact."""
+    monkeypatch.setattr(factored, "_product_dtype", lambda inputs: inputs.dtype)
+    student, teacher = torch.randn(300, 16, requires_grad=True), torch.randn(300, 24)
+    options = {"weight": 2.0}
+    if keys:
+        options |= {"student_keys": torch.randn(70, 16), "teacher_keys": torch.randn(70, 24)}
+    wide = {k: v.double() if isinstance(v, Tensor) else v for k, v in options.items()}
+    for triple in TRIPLES:
+        value = affkd.affinity_loss(student, teacher, *triple, algorithm="factored", **options)
+        leaf = student.detach().double().requires_grad_()
+        exact = affkd.affinity_loss(leaf, teacher.double(), *triple, backend="reference", **wide)
+        assert relative(value.detach(), exact.detach()) < 1e-4, triple
+        gradients = torch.autograd.grad(value, student)[0], torch.autograd.grad(exact, leaf)[0]
+        assert relative(*gradients) < 1e-4, triple
+
+
+@pytest.mark.parametrize(
+    ("precision", "capability", "dtype", "expected"),
+    [
+        ("ieee", (9, 0), torch.float32, torch.float64),
+        ("tf32x3", (9, 0), torch.bfloat16, torch.float32),
+        ("tf32", (9, 0), torch.float32, torch.float32),
+        ("ieee", (12, 0), torch.float32, torch.float32),
+        ("tf32", (12, 0), torch.float64, torch.float64),
+    ],
+)
+def test_which_products_a_gpu_takes(
+    precision: str,
+    capability: tuple[int, int],
+    dtype: torch.dtype,
+    expected: torch.dtype,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """What a GPU with few float64 units computes."""
-    monkeypatch.setattr(factored, "_moment_dtype", lambda inputs: inputs.dtype)
-    student, teacher = torch.randn(300, 16), torch.randn(300, 24)
-    for triple in TRIPLES:
-        value = affkd.affinity_loss(student, teacher, *triple, algorithm="factored")
-        exact = affkd.affinity_loss(
-            student.double(), teacher.double(), *triple, backend="reference"
-        )
-        assert relative(value, exact) < 1e-4, triple
+    monkeypatch.setattr(factored, "float32_precision", lambda: precision)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    with FakeTensorMode():
+        features = torch.empty(8, 4, dtype=dtype, device="cuda")
+    inputs, _ = canonical_inputs(make_spec(*TRIPLES[0]), features, features)
+    assert factored._product_dtype(inputs) == expected
+    assert factored._moment_dtype(inputs) == torch.float64
 
 
 def test_which_triples_have_a_factored_form() -> None:

@@ -10,19 +10,19 @@ W = d L / d psi, needs no more than sums of what the forward has at hand:
     V_ij = sum_k W_ijk (1 / sqrt(a_ij a_kj) - psi_ijk / a_ij) - sum_v W_ivj / (2 sqrt(a_iv a_jv)),
 
 and the gradient is that of any squared distance, dX = 2 (diag((V + V') 1) X - (V + V') X). Memory:
-O(L^2) and a block of a few vertices; arithmetic: O(L^3), whatever the feature length. On a CPU the
-sweep is a C++ kernel (csrc/cpu/angle.h) where there is one.
+O(L^2) and a block of a few vertices; arithmetic: O(L^3), whatever the feature length. The sweep is
+a kernel (csrc/cpu/angle.h, csrc/cuda/angle.cuh, triton/angle.py) where there is one for the device.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from . import extension
+from .lookup import missing
 
 # distances up to this count as 0: the two items coincide
 COINCIDENT = 1e-12
@@ -61,24 +61,42 @@ def angle_sum(
     # a caller's autocast would round the row sums below to half precision
     with torch.autocast(student.device.type, enabled=False):
         s, t = distances(student, mask, dtype), distances(teacher, mask, dtype)
-        sweep = compiled_sweep if runs_compiled(student.device) else eager_sweep
-        total, slope = sweep(s, t, beta, need_gradient)
+        total, slope = sweep_on(student.device)(s, t, beta, need_gradient)
         gradient = s.inverse.new_empty(0) if slope is None else distance_gradient(s, slope)
         return total.to(dtype), gradient.to(dtype)
 
 
+Sweep = Callable[[Distances, Distances, float, bool], tuple[Tensor, "Tensor | None"]]
+
+
+def sweep_on(device: torch.device) -> Sweep:
+    """The best sweep for tensors of this device."""
+    if runs_compiled(device):
+        return compiled_sweep
+    if runs_triton(device):
+        from .triton import angle
+
+        return angle.sweep
+    return eager_sweep
+
+
 def runs_compiled(device: torch.device) -> bool:
-    """Whether the C++ kernel does the sweep on this device."""
-    return device.type == "cpu" and not extension.load()
+    """Whether a C++ kernel does the sweep on this device."""
+    return device.type in ("cpu", "cuda") and missing("cpp", device.type) is None
+
+
+def runs_triton(device: torch.device) -> bool:
+    """Whether a Triton kernel does the sweep on this device; its interpreter is for tests alone."""
+    return device.type in ("cuda", "xpu") and missing("triton", device.type) is None
 
 
 def compiled_sweep(
     s: Distances, t: Distances, beta: float, need_slope: bool
 ) -> tuple[Tensor, Tensor | None]:
-    """What `eager_sweep` returns, from csrc/cpu/angle.h: each pair (i, k) once, in registers."""
-    total, slope = torch.ops.affkd_kernels.cpu_angle(
-        s.squared, s.inverse, t.squared, t.inverse, beta, need_slope
-    )
+    """What `eager_sweep` returns, by a kernel: each pair (i, k) once, in registers."""
+    ops = torch.ops.affkd_kernels
+    kernel = ops.cuda_angle if s.squared.is_cuda else ops.cpu_angle
+    total, slope = kernel(s.squared, s.inverse, t.squared, t.inverse, beta, need_slope)
     return total, slope if need_slope else None
 
 

@@ -18,8 +18,10 @@ A self-affinity has F = K = X (up to the scale) and dX = dF + dK.
 
 **Precision.** Near convergence all of these sums cancel. They are therefore taken in float64, by
 chunks of rows, and rounded at the end; what is left is the rounding of the factors themselves. On
-a GPU with few float64 units they stay in float32: there the loss loses digits once student and
-teacher agree to better than 1 %, and ``algorithm="tiled"`` or the reference is the exact way.
+a GPU with few float64 units, and on any where float32 products may be less exact
+(``torch.set_float32_matmul_precision``), the products over rows are float32 ones, and float64 only
+sums them up: there the loss loses digits once student and teacher agree to better than 1 %, and
+``algorithm="tiled"`` or the reference is the exact way.
 """
 
 from __future__ import annotations
@@ -38,6 +40,7 @@ from .moments import (
     Diagonal,
     Moments,
     Sums,
+    add_product,
     combined,
     diagonal_of,
     key_moments,
@@ -48,6 +51,7 @@ from .moments import (
     weighted_moments,
     zero_moments,
 )
+from .precision import float32_precision
 from .result import LossAndGrad, Needs
 
 # compute capabilities whose float64 products cost about twice a float32 one, not 32 or 64 times
@@ -87,17 +91,19 @@ class Call(NamedTuple):
     student: Side
     teacher: Side
     moments: Moments
+    products: torch.dtype
     diagonal: Diagonal | None
 
     @staticmethod
     def of(spec: LossSpec, inputs: Inputs) -> Call:
         student, teacher = factorize(spec, inputs)
-        moments = key_moments(student, teacher, _moment_dtype(inputs))
+        products = _product_dtype(inputs)
+        moments = key_moments(student, teacher, _moment_dtype(inputs), products)
         diagonal = None
         if _lacks_diagonal(spec):
             offset = spec.diagonal_offset or 0
             diagonal = diagonal_of(student, teacher, offset, moments.student.dtype)
-        return Call(spec, student, teacher, moments, diagonal)
+        return Call(spec, student, teacher, moments, products, diagonal)
 
 
 # dF and dK [N, rows, R], both still without the factor scale_s; dK None: dF holds it as well
@@ -131,7 +137,7 @@ def loss_and_grad(spec: LossSpec, inputs: Inputs, needs: Needs, algorithm: str) 
 def row_losses(spec: LossSpec, inputs: Inputs, algorithm: str) -> Tensor:
     """The row losses r_i [N, Q], in the computation dtype."""
     call = Call.of(spec, inputs)
-    sums = row_sums(call.student, call.teacher, call.moments)
+    sums = row_sums(call.student, call.teacher, call.moments, call.products)
     sums = _without_diagonal(sums, call.diagonal)
     weight = _weight(spec, inputs, call.moments.student).expand_as(sums.student)
     rows, _, _ = _loss_terms(spec, sums, weight, _floors(call))
@@ -139,12 +145,18 @@ def row_losses(spec: LossSpec, inputs: Inputs, algorithm: str) -> Tensor:
 
 
 def _moment_dtype(inputs: Inputs) -> torch.dtype:
+    """Of moments and of sums over pairs."""
+    # what has no float64 at all is no CPU and no CUDA device
+    return torch.float64 if inputs.student.device.type in ("cpu", "cuda") else inputs.dtype
+
+
+def _product_dtype(inputs: Inputs) -> torch.dtype:
+    """Of products over rows: float32 where float64 is slow, or nobody asked for as much."""
     device = inputs.student.device
-    if device.type == "cpu":
-        return torch.float64
-    if device.type == "cuda" and torch.cuda.get_device_capability(device) in _FAST_FLOAT64:
-        return torch.float64
-    return inputs.dtype
+    if device.type != "cuda" or inputs.dtype == torch.float64:
+        return _moment_dtype(inputs)
+    fast = torch.cuda.get_device_capability(device) in _FAST_FLOAT64
+    return torch.float64 if fast and float32_precision() == "ieee" else torch.float32
 
 
 def _weight(spec: LossSpec, inputs: Inputs, like: Tensor) -> Tensor:
@@ -163,7 +175,7 @@ def _sums_then_products(
     if weight.dim() == 0 and student.symmetric:
         sums = matrix_sums(student, teacher, moments)
     else:
-        sums = row_sums(student, teacher, moments)
+        sums = row_sums(student, teacher, moments, call.products)
     sums = _without_diagonal(sums, call.diagonal)
     losses, *coefficients = _loss_terms(
         call.spec, sums, weight.expand_as(sums.student), _floors(call)
@@ -172,18 +184,20 @@ def _sums_then_products(
         return losses, None
     alpha, beta = (x.unsqueeze(-1) for x in coefficients)  # [N, Q or 1, 1]
     # carry f_i and t_i to sum_j A_ij k_j of student and teacher, [N, R, Rs]
-    to_own, to_cross = moments.student * student.scale, moments.cross.mT * teacher.scale
+    to_own = (moments.student * student.scale).to(call.products)
+    to_cross = (moments.cross.mT * teacher.scale).to(call.products)
     operands = (student.queries, teacher.queries)
     d_own = _diagonal_part(call.diagonal, alpha, beta)
     if alpha.shape[1] == 1 and student.symmetric:
         # one alpha and beta for a symmetric A: dL/dA is symmetric, and dK = dF
         minus = None if d_own is None else (2 * d_own[0], d_own[1])
-        maps = (2 * alpha * to_own, 2 * beta * to_cross)
+        maps = (2 * alpha.to(to_own) * to_own, 2 * beta.to(to_own) * to_cross)
         return losses, (combined(operands, maps, minus=minus), None)
     shape = (*student.queries.shape[:2], 1)
-    weights = alpha.expand(shape), beta.expand(shape)
+    weights = alpha.to(to_own).expand(shape), beta.to(to_own).expand(shape)
     d_queries = combined(operands, (to_own, to_cross), weights, d_own)
-    return losses, _with_keys(call, d_queries, weighted_moments(student, teacher, weights), d_own)
+    weighted = weighted_moments(student, teacher, weights, moments.student.dtype)
+    return losses, _with_keys(call, d_queries, weighted, d_own)
 
 
 def _row_by_row(call: Call, weight: Tensor, want_products: bool) -> tuple[Tensor, Products | None]:
@@ -194,7 +208,7 @@ def _row_by_row(call: Call, weight: Tensor, want_products: bool) -> tuple[Tensor
     losses, alpha, beta = (call.moments.student.new_empty(shape) for _ in range(3))
     d_queries = torch.empty_like(student.queries) if want_products else None
     own, cross = zero_moments(call.moments)
-    for chunk in row_chunks(student, teacher, call.moments):
+    for chunk in row_chunks(student, teacher, call.moments, call.products):
         rows = chunk.rows
         diagonal = None if call.diagonal is None else call.diagonal.of(rows)
         sums = _without_diagonal(chunk.sums, diagonal)
@@ -202,12 +216,12 @@ def _row_by_row(call: Call, weight: Tensor, want_products: bool) -> tuple[Tensor
         if d_queries is None:
             continue
         alpha[:, rows], beta[:, rows] = a, b
-        a, b = a.unsqueeze(-1), b.unsqueeze(-1)
+        a, b = (x.to(chunk.own).unsqueeze(-1) for x in (a, b))
         part = a * student.scale * chunk.own + b * teacher.scale * chunk.cross
         d_own = _diagonal_part(diagonal, a, b)
         d_queries[:, rows] = part if d_own is None else part - d_own[0] * d_own[1]
-        own.baddbmm_((chunk.student * a).mT, chunk.student)
-        cross.baddbmm_((chunk.teacher * b).mT, chunk.student)
+        add_product(own, (chunk.student * a).mT, chunk.student)
+        add_product(cross, (chunk.teacher * b).mT, chunk.student)
     if d_queries is None:
         return losses, None
     d_own = _diagonal_part(call.diagonal, alpha.unsqueeze(-1), beta.unsqueeze(-1))
@@ -241,7 +255,8 @@ def _with_keys(
             shifted(d_own[0], -diagonal.offset, length),
             shifted(student.queries, -diagonal.offset, length),
         )
-    d_keys = combined((student.keys, call.teacher.keys), weighted, minus=minus)
+    own, cross = (x.to(call.products) for x in weighted)
+    d_keys = combined((student.keys, call.teacher.keys), (own, cross), minus=minus)
     return (d_queries.add_(d_keys), None) if student.symmetric else (d_queries, d_keys)
 
 

@@ -10,8 +10,10 @@ from torch import Tensor
 
 from .factors import Side
 
-# rows per step: a float64 copy of this many elements stays in cache and bounds the extra memory
-_CHUNK_ELEMENTS = 1 << 19
+# elements of the rows in one step: on a CPU a float64 copy of them stays in cache, on a GPU they
+# fill the device; both bound the extra memory
+_CHUNK_ELEMENTS = {"cpu": 1 << 19}
+_CHUNK_ELEMENTS_ELSEWHERE = 1 << 23
 
 
 class Moments(NamedTuple):
@@ -20,6 +22,9 @@ class Moments(NamedTuple):
     student: Tensor  # K_s' K_s [N, Rs, Rs]
     teacher: Tensor  # K_t' K_t [N, Rt, Rt]
     cross: Tensor  # K_s' K_t [N, Rs, Rt]
+
+    def to(self, dtype: torch.dtype) -> Moments:
+        return Moments(*(x.to(dtype) for x in self))
 
 
 class Sums(NamedTuple):
@@ -54,19 +59,30 @@ class Diagonal(NamedTuple):
         )
 
 
-def key_moments(student: Side, teacher: Side, dtype: torch.dtype) -> Moments:
+def key_moments(
+    student: Side, teacher: Side, dtype: torch.dtype, products: torch.dtype | None = None
+) -> Moments:
+    """The moments in ``dtype``, of products of rows in ``products`` (None: the same)."""
     n, _, rank_s = student.keys.shape
     rank_t = teacher.keys.shape[2]
-    zeros = student.keys.new_zeros
+    zeros, products = student.keys.new_zeros, products or dtype
     own = zeros((n, rank_s, rank_s), dtype=dtype)
     other = zeros((n, rank_t, rank_t), dtype=dtype)
     cross = zeros((n, rank_s, rank_t), dtype=dtype)
     for rows in chunks(student.keys):
-        s, t = student.keys[:, rows].to(dtype), teacher.keys[:, rows].to(dtype)
-        own.baddbmm_(s.mT, s)
-        other.baddbmm_(t.mT, t)
-        cross.baddbmm_(s.mT, t)
+        s, t = student.keys[:, rows].to(products), teacher.keys[:, rows].to(products)
+        add_product(own, s.mT, s)
+        add_product(other, t.mT, t)
+        add_product(cross, s.mT, t)
     return Moments(own, other, cross)
+
+
+def add_product(total: Tensor, x: Tensor, y: Tensor) -> None:
+    """total += x y: the product in the dtype of x and y, the sum in that of the total."""
+    if total.dtype == x.dtype:
+        total.baddbmm_(x, y)
+    else:
+        total += x @ y
 
 
 def matrix_sums(student: Side, teacher: Side, moments: Moments) -> Sums:
@@ -76,7 +92,7 @@ def matrix_sums(student: Side, teacher: Side, moments: Moments) -> Sums:
 
 
 class RowChunk(NamedTuple):
-    """Some rows, in the dtype of the moments."""
+    """Some rows, in the dtype of the products; their sums in that of the moments."""
 
     rows: slice
     student: Tensor  # f_i [N, rows, Rs]
@@ -86,20 +102,27 @@ class RowChunk(NamedTuple):
     sums: Sums  # [N, rows]
 
 
-def row_chunks(student: Side, teacher: Side, moments: Moments) -> Iterator[RowChunk]:
+def row_chunks(
+    student: Side, teacher: Side, moments: Moments, products: torch.dtype | None = None
+) -> Iterator[RowChunk]:
     """The rows and their products with the moments; both the sums and dF are made of these."""
     dtype = moments.student.dtype
+    products = products or dtype
+    moments = moments.to(products)
     for rows in chunks(student.queries):
-        s, t = student.queries[:, rows].to(dtype), teacher.queries[:, rows].to(dtype)
+        s, t = student.queries[:, rows].to(products), teacher.queries[:, rows].to(products)
         own, cross = s @ moments.student, t @ moments.cross.mT
         sums = Sums(_row_dots(own, s), _row_dots(t @ moments.teacher, t), _row_dots(cross, s))
+        sums = Sums(*(x.to(dtype) for x in sums))
         yield RowChunk(rows, s, t, own, cross, sums.scaled(student, teacher))
 
 
-def row_sums(student: Side, teacher: Side, moments: Moments) -> Sums:
+def row_sums(
+    student: Side, teacher: Side, moments: Moments, products: torch.dtype | None = None
+) -> Sums:
     """Per row [N, Q]."""
     sums = Sums(*(moments.student.new_empty(student.queries.shape[:2]) for _ in range(3)))
-    for chunk in row_chunks(student, teacher, moments):
+    for chunk in row_chunks(student, teacher, moments, products):
         for whole, part in zip(sums, chunk.sums, strict=True):
             whole[:, chunk.rows] = part
     return sums
@@ -111,17 +134,24 @@ def zero_moments(moments: Moments) -> tuple[Tensor, Tensor]:
 
 
 def weighted_moments(
-    student: Side, teacher: Side, weights: tuple[Tensor, Tensor]
+    student: Side,
+    teacher: Side,
+    weights: tuple[Tensor, Tensor],
+    dtype: torch.dtype | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """scale_s F_s' diag(alpha) F_s and scale_t F_t' diag(beta) F_s, [N, R, Rs]."""
+    """scale_s F_s' diag(alpha) F_s and scale_t F_t' diag(beta) F_s, [N, R, Rs].
+
+    In ``dtype`` (None: that of the weights), of products in that of the weights.
+    """
     alpha, beta = weights
+    dtype = dtype or alpha.dtype
     n, _, rank = student.queries.shape
-    own = alpha.new_zeros((n, rank, rank))
-    cross = alpha.new_zeros((n, teacher.queries.shape[2], rank))
+    own = alpha.new_zeros((n, rank, rank), dtype=dtype)
+    cross = alpha.new_zeros((n, teacher.queries.shape[2], rank), dtype=dtype)
     for rows in chunks(student.queries):
         s, t = student.queries[:, rows].to(alpha.dtype), teacher.queries[:, rows].to(alpha.dtype)
-        own.baddbmm_((s * alpha[:, rows]).mT, s)
-        cross.baddbmm_((t * beta[:, rows]).mT, s)
+        add_product(own, (s * alpha[:, rows]).mT, s)
+        add_product(cross, (t * beta[:, rows]).mT, s)
     return own * student.scale, cross * teacher.scale
 
 
@@ -178,7 +208,8 @@ def shifted(x: Tensor, offset: int, length: int) -> Tensor:
 def chunks(x: Tensor) -> Iterator[slice]:
     """Row slices of x [N, rows, R] small enough to be copied in a wider dtype."""
     n, rows, rank = x.shape
-    step = max(1, _CHUNK_ELEMENTS // max(1, n * rank))
+    elements = _CHUNK_ELEMENTS.get(x.device.type, _CHUNK_ELEMENTS_ELSEWHERE)
+    step = max(1, elements // max(1, n * rank))
     return (slice(start, min(start + step, rows)) for start in range(0, rows, step))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 from torch import Tensor
@@ -26,3 +27,8 @@ class LossAndGrad(NamedTuple):
     grad_student: Tensor | None = None  # [N, Q, Ds]
     grad_student_keys: Tensor | None = None  # [N, K, Ds]
     grad_student_scale: Tensor | None = None  # []
+
+
+# (student, teacher, whether the student's gradient is wanted) -> the loss and that gradient, which
+# is shaped as the student
+PlainCall = Callable[[Tensor, Tensor, bool], tuple[Tensor, Tensor | None]]

@@ -1,0 +1,143 @@
+"""Tile sizes, warps and stages by architecture and dtype: a small table, no autotuning.
+
+What ships compiles ahead of time without spilling registers (tests/test_triton_aot.py).
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+
+from .choices import Choices, Shape
+
+if TYPE_CHECKING:
+    from .ahead import Shipped
+
+# Triton reads it once, when it is imported
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+# bytes that `tiled` holds of V at a time, where the caller sets no limit
+PANEL_BYTES = 64 << 20
+# programs per multiprocessor that keep a GPU busy
+PROGRAMS = 2
+# architectures that are compiled for ahead of time
+CAPABILITIES = (80, 90, 100, 120)
+# those with 228 KiB of shared memory and warp-group products, where a tile may be larger
+_LARGE = (90, 100)
+
+
+class Config(NamedTuple):
+    """A tile's shape with the options it is launched with."""
+
+    shape: Shape
+    num_warps: int
+    num_stages: int
+
+    @property
+    def options(self) -> dict[str, int]:
+        return {"num_warps": self.num_warps, "num_stages": self.num_stages}
+
+
+# one tile for everything: the interpreter's time is the number of operations
+_INTERPRETER = Config(Shape(16, 16, 16, "ieee", True), 4, 1)
+
+
+def dot_precision() -> str:
+    """The precision of float32 products, by what the caller has set for PyTorch's own."""
+    if torch.version.hip is not None:
+        return "ieee"
+    try:
+        setting = torch.get_float32_matmul_precision()
+    except RuntimeError:
+        # the newer setting is in use, which the older getter refuses to read
+        return "tf32" if torch.backends.cuda.matmul.fp32_precision == "tf32" else "ieee"
+    return {"highest": "ieee", "high": "tf32x3", "medium": "tf32"}[setting]
+
+
+@functools.lru_cache(maxsize=16)
+def architecture(device: torch.device) -> tuple[int, int]:
+    """Compute capability, as in 90, and the number of multiprocessors."""
+    if device.type != "cuda":
+        return 0, 1
+    properties = torch.cuda.get_device_properties(device)
+    return 10 * properties.major + properties.minor, properties.multi_processor_count
+
+
+def sweep_config(capability: int, dtype: torch.dtype, precision: str, mixed: bool) -> Config:
+    """Of the sweeps that compute their pairs; `mixed`: operands of several dtypes meet."""
+    if capability == 0:
+        return _INTERPRETER
+    if dtype == torch.float64:
+        return Config(Shape(32, 32, 16, "ieee", mixed), 8, 2)
+    if dtype != torch.float32:
+        precision = "ieee"  # of half precision there is no other
+    elif precision == "ieee":
+        return Config(Shape(32, 32, 16, precision, mixed), 8, 2)
+    if capability in _LARGE:
+        return Config(Shape(64, 32, 32, precision, mixed), 8, 3)
+    if precision == "tf32x3":
+        return Config(Shape(64, 32, 16, precision, mixed), 8, 3)
+    return Config(Shape(32, 32, 32, precision, mixed), 8, 3)
+
+
+def gradient_config(capability: int, dtype: torch.dtype, precision: str, mixed: bool) -> Config:
+    """Of the sweep for V alone, a tile a program."""
+    if capability in _LARGE and dtype != torch.float64:
+        if dtype != torch.float32:
+            precision = "ieee"
+        stages = 2 if dtype == torch.float32 and precision == "ieee" else 3
+        return Config(Shape(64, 64, 32, precision, mixed), 8, stages)
+    return sweep_config(capability, dtype, precision, mixed)
+
+
+def held_config(capability: int) -> Config:
+    """Of the sweeps over values that are held."""
+    if capability == 0:
+        return _INTERPRETER
+    return Config(Shape(32, 32, 16, "ieee", False), 8, 1)
+
+
+def product_config(capability: int, dtype: torch.dtype, precision: str) -> Config:
+    """Of the product of V with features of a dtype."""
+    if capability == 0:
+        return _INTERPRETER
+    if dtype == torch.float64:
+        return Config(Shape(32, 32, 16, "ieee", True), 4, 2)
+    if dtype == torch.float16 and torch.version.hip is None:
+        # exact as tf32, so that only V needs several
+        precision = "tf32x3"
+    if dtype != torch.bfloat16 and precision == "ieee":
+        return Config(Shape(64, 32, 32, precision, True), 8, 2)
+    # operands of warp-wide float32 products lie in registers, each in parts
+    inner = 32 if capability in _LARGE else 16
+    return Config(Shape(64, 64, inner, precision, True), 8, 3)
+
+
+def small_options(capability: int, dtype: torch.dtype) -> dict[str, int]:
+    """Of the kernels that go over items or rows, not over pairs."""
+    if capability == 0 or torch.version.hip is not None:
+        return {}
+    # left alone, the assembler saves registers that nothing else wants, and spills
+    return {"maxnreg": 128 if dtype == torch.float64 else 64}
+
+
+def splits_of(blocks: int, tiles: int, multiprocessors: int) -> tuple[int, int]:
+    """How many programs share the tiles of a block, and how many tiles each takes."""
+    wanted = -(-PROGRAMS * multiprocessors // max(blocks, 1))
+    each = -(-tiles // max(1, min(wanted, tiles)))
+    return -(-tiles // each), each
+
+
+def symmetric(how: Choices, precision: str) -> str:
+    """A precision whose products are symmetric to the last bit, where ties have to be seen."""
+    return "ieee" if how.largest and how.self_affinity and precision == "tf32x3" else precision
+
+
+def shipped(capabilities: tuple[int, ...] = CAPABILITIES) -> Iterator[Shipped]:
+    """What compiling the kernels of the presets ahead of time needs, by architecture and dtype."""
+    from .ahead import shipped_kernels
+
+    return shipped_kernels(capabilities)

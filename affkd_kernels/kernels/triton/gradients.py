@@ -1,0 +1,195 @@
+"""The sweep that turns pairs into V = dA dphi (+ its transpose), and the means that center dA."""
+
+# mypy: disallow-untyped-defs=False, disallow-incomplete-defs=False
+
+import triton
+import triton.language as tl
+
+from . import stages
+from .layout import (
+    AFFINITY_EPS,
+    BETA,
+    CLAMP_MIN,
+    GRADIENT_COLUMN_MEAN,
+    GRADIENT_MEAN,
+    LOG_EPS,
+    LOSS_PARTS,
+    MEAN_PARTS,
+    OFFSET,
+    SIZES,
+    STUDENT_INVERSE_TAU,
+)
+from .sweeps import (
+    block_of,
+    normalized_pair,
+    part_address,
+    terms_of,
+    tile_losses,
+)
+from .tiles import (
+    lengths,
+    less_means,
+    number,
+    on_diagonal,
+    pair_offsets,
+    taking_part,
+    tile_affinities,
+    tile_of,
+)
+
+
+@triton.jit
+def slope_in_rows(pairs, a, b, tile, HOW: tl.constexpr, AXIS: tl.constexpr):
+    """d loss / dA of the pairs (i, j) as entries of row i, or of (j, i) as entries of row j."""
+    terms = terms_of(pairs, tile, HOW, AXIS)
+    s, log_s, t, log_t = normalized_pair(pairs, a, b, terms, HOW)
+    beta = number(pairs, BETA, HOW)
+    eps = number(pairs, LOG_EPS, HOW)
+    slope = stages.loss_slope(s, log_s, t, log_t, beta, eps, HOW)
+    if HOW.row_weight:
+        slope = slope * terms.weight
+    if HOW.has_correction:
+        statistic = stages.statistic_slope(a, s, terms.student_first, terms.student_second, HOW)
+        if HOW.normalization == "mean_offdiag" and HOW.has_diagonal:
+            statistic = tl.where(on_diagonal(tile), 0.0, statistic)
+        slope = slope - terms.correction * statistic
+    if HOW.softmax:
+        slope = slope * number(pairs, STUDENT_INVERSE_TAU, HOW)
+    elif HOW.normalization != "none":
+        slope = slope * terms.student_first
+    return tl.where(taking_part(pairs, tile, HOW, AXIS == 1), slope, 0.0)
+
+
+@triton.jit
+def affinity_gradient(pairs, a, b, tile, HOW: tl.constexpr):
+    """d loss / dA_ij of a tile; of a self-affinity, of A_ij and A_ji together."""
+    gradient = slope_in_rows(pairs, a, b, tile, HOW, 0)
+    if HOW.self_affinity:
+        if HOW.alike:
+            gradient = gradient + gradient
+        else:
+            gradient += slope_in_rows(pairs, a, b, tile, HOW, 1)
+    return gradient
+
+
+@triton.jit
+def through_pair_function(pairs, gradient, value, tile, HOW: tl.constexpr):
+    """V: d loss / dA becomes d loss / dg (times 1 / |x_i| |x_j| of directions), or / dsq.
+
+    A constant factor of a function linear in g is left to the end.
+    """
+    scale = tl.load(pairs.student.scale).to(HOW.number)
+    eps = number(pairs, AFFINITY_EPS, HOW)
+    gradient = gradient * stages.affinity_slope(value, scale, eps, HOW)
+    if HOW.clamped:
+        affinity = stages.affinity_of(value, scale, number(pairs, OFFSET, HOW), HOW)
+        gradient = tl.where(affinity < number(pairs, CLAMP_MIN, HOW), 0.0, gradient)
+    if HOW.flat_diagonal:
+        gradient = tl.where(on_diagonal(tile), 0.0, gradient)
+    if HOW.unit:
+        row_length, column_length = lengths(pairs, tile, 0)
+        gradient = gradient * row_length * column_length
+    return gradient
+
+
+@triton.jit(do_not_specialize=SIZES)
+def gradient_means_kernel(
+    pairs, partials, queries, keys, offset, tiles,
+    HOW: tl.constexpr, SHAPE: tl.constexpr, HELD: tl.constexpr, COLUMNS: tl.constexpr,
+):  # fmt: skip
+    """Partial sums of d loss / dA along the rows, or (`COLUMNS`) along the columns."""
+    block: tl.constexpr = SHAPE.columns if COLUMNS else SHAPE.rows
+    axis: tl.constexpr = 0 if COLUMNS else 1
+    count = queries
+    if COLUMNS:
+        count = keys
+    matrix, item = block_of(count, block)
+    items = item + tl.arange(0, block)
+    total = tl.zeros((block,), HOW.number)
+    first = tl.program_id(1) * tiles
+    for step in tl.range(first, first + tiles, num_stages=1):
+        row = item
+        column = step * SHAPE.columns
+        if COLUMNS:
+            row = step * SHAPE.rows
+            column = item
+        tile = tile_of(pairs, matrix, row, column, queries, queries, keys, offset, HOW, SHAPE)
+        a, b, _ = tile_affinities(pairs, tile, HOW, SHAPE, HELD, True)
+        total += tl.sum(affinity_gradient(pairs, a, b, tile, HOW), axis)
+    out = part_address(partials, matrix, items, count, MEAN_PARTS)
+    tl.store(out, total, mask=items < count)
+
+
+@triton.jit
+def store_slopes(
+    pairs, slopes, tile,
+    HOW: tl.constexpr, SHAPE: tl.constexpr, HELD: tl.constexpr, LOSSES: tl.constexpr,
+    SCALE: tl.constexpr,
+):  # fmt: skip
+    """V of a tile, to `slopes`, and sums along its rows: losses, pairs, dA * g."""
+    a, b, value = tile_affinities(pairs, tile, HOW, SHAPE, HELD, HOW.centered)
+    loss = 0.0
+    count = 0.0
+    scale = 0.0
+    if LOSSES:
+        part = taking_part(pairs, tile, HOW, False)
+        loss, _ = tile_losses(pairs, a, b, part, terms_of(pairs, tile, HOW, 0), HOW)
+        if HOW.counted:
+            count = tl.sum(tl.where(part, 1.0, 0.0), 1)
+    gradient = affinity_gradient(pairs, a, b, tile, HOW)
+    if HOW.centered_gradient:
+        inside = tile.row_valid[:, None] & tile.column_valid[None, :]
+        gradient = less_means(pairs, gradient, tile, GRADIENT_MEAN, GRADIENT_COLUMN_MEAN)
+        gradient = tl.where(inside, gradient, 0.0)
+    v = through_pair_function(pairs, gradient, value, tile, HOW)
+    if HOW.counted:
+        # an item that takes part in nothing may hold NaN
+        v = tl.where(gradient == 0, 0.0, v)
+    if SCALE:
+        scale = tl.sum(v * value, 1)
+    exists = tile.row_exists[:, None] & (tile.columns < tile.keys)[None, :]
+    tl.store(slopes + tile.column + pair_offsets(tile), v, mask=exists)
+    return loss, count, scale
+
+
+@triton.jit(do_not_specialize=SIZES)
+def gradients_kernel(
+    pairs, slopes, partials, queries, keys, offset, tiles, first_matrix, row_start, row_count,
+    HOW: tl.constexpr, SHAPE: tl.constexpr, HELD: tl.constexpr, LOSSES: tl.constexpr,
+    SCALE: tl.constexpr, LOOPED: tl.constexpr,
+):  # fmt: skip
+    """V [matrices, row_count, K] of some rows of some matrices, from `row_start` on.
+
+    With `LOSSES` also the partial sums of `losses_kernel`, with `SCALE` those of dA * g: of a
+    self-affinity twice, as V holds dA_ij and dA_ji. Without them, and with one tile a program,
+    there need be no loop over tiles (`LOOPED`), which takes registers.
+    """
+    block: tl.constexpr = SHAPE.rows
+    panel, panel_row = block_of(row_count, block)
+    matrix = first_matrix + panel
+    row = row_start + panel_row
+    end = row_start + row_count
+    slopes += (panel * row_count + panel_row) * keys
+    first = tl.program_id(1) * tiles
+    if LOOPED:
+        loss = tl.zeros((block,), HOW.number)
+        count = tl.zeros((block,), HOW.number)
+        scale = tl.zeros((block,), HOW.number)
+        for step in tl.range(first, first + tiles, num_stages=1):
+            column = step * SHAPE.columns
+            tile = tile_of(pairs, matrix, row, column, end, queries, keys, offset, HOW, SHAPE)
+            sums = store_slopes(pairs, slopes, tile, HOW, SHAPE, HELD, LOSSES, SCALE)
+            loss += sums[0]
+            count += sums[1]
+            scale += sums[2]
+        rows = row + tl.arange(0, block)
+        out = part_address(partials, matrix, rows, queries, LOSS_PARTS)
+        if LOSSES:
+            tl.store(out, loss, mask=rows < end)
+            tl.store(out + 2, count, mask=rows < end)
+        if SCALE:
+            tl.store(out + 3, scale, mask=rows < end)
+    else:
+        column = first * SHAPE.columns
+        tile = tile_of(pairs, matrix, row, column, end, queries, keys, offset, HOW, SHAPE)
+        store_slopes(pairs, slopes, tile, HOW, SHAPE, HELD, LOSSES, SCALE)

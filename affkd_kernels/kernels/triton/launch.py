@@ -1,0 +1,88 @@
+"""The entry points: loss and gradients, or row losses, of canonical inputs."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ...inputs import Inputs
+from ...spec import LossSpec
+from ..result import LossAndGrad, Needs
+from . import panels
+from .call import Call
+from .plan import Form, make_plan
+
+
+def loss_and_grad(spec: LossSpec, inputs: Inputs, needs: Needs, algorithm: str) -> LossAndGrad:
+    """The loss and the gradients that ``needs`` asks for; see the package's own docstring."""
+    with _on_device(inputs.student.device):
+        if spec.axis == "row":
+            return _one_direction(spec, inputs, needs, algorithm, 1.0)
+        if spec.axis == "column":
+            return _other_direction(spec, inputs, needs, algorithm, 1.0)
+        by_row = _one_direction(spec, inputs, needs, algorithm, 0.5)
+        by_column = _other_direction(spec, inputs, needs, algorithm, 0.5)
+        return LossAndGrad(*map(_sum, by_row, by_column))  # type: ignore[arg-type]
+
+
+def row_losses(spec: LossSpec, inputs: Inputs, algorithm: str) -> Tensor:
+    """The weighted row losses [N, Q], or [N, K] of a softmax over columns; no gradients."""
+    if spec.axis == "column" and inputs.student_keys is not None:
+        spec, inputs = _exchanged(spec), inputs.exchanged()
+    with _on_device(inputs.student.device):
+        form = Form.of(spec, inputs, Needs(student=False), algorithm, 1.0)
+        call = Call(make_plan(form), inputs)
+        call.statistics()
+        rows, _ = call.losses()
+        call.finished()
+        return rows
+
+
+def _one_direction(
+    spec: LossSpec, inputs: Inputs, needs: Needs, algorithm: str, factor: float
+) -> LossAndGrad:
+    call = Call(make_plan(Form.of(spec, inputs, needs, algorithm, factor)), inputs)
+    if any(needs):
+        result = panels.loss_and_grad(call, needs)
+    else:
+        call.statistics()
+        result = LossAndGrad(call.losses()[1][0])
+    call.finished()
+    return result
+
+
+def _other_direction(
+    spec: LossSpec, inputs: Inputs, needs: Needs, algorithm: str, factor: float
+) -> LossAndGrad:
+    """The row form of A': queries and keys trade places, and so do their gradients."""
+    if inputs.student_keys is None:
+        return _one_direction(spec, inputs, needs, algorithm, factor)
+    traded = Needs(needs.student_keys, needs.student, needs.student_scale)
+    result = _one_direction(_exchanged(spec), inputs.exchanged(), traded, algorithm, factor)
+    return result._replace(
+        grad_student=result.grad_student_keys, grad_student_keys=result.grad_student
+    )
+
+
+@functools.lru_cache(maxsize=128)
+def _exchanged(spec: LossSpec) -> LossSpec:
+    """The spec of A', whose diagonal lies on the other side."""
+    if not spec.diagonal_offset:
+        return spec
+    return dataclasses.replace(spec, diagonal_offset=-spec.diagonal_offset)
+
+
+def _sum(a: Tensor | None, b: Tensor | None) -> Tensor | None:
+    return None if a is None or b is None else a.add_(b)
+
+
+def _on_device(device: torch.device) -> AbstractContextManager[Any]:
+    """Kernels go to the current device, which need not be that of the tensors."""
+    if device.type != "cuda" or device.index == torch.cuda.current_device():
+        return nullcontext()
+    return torch.cuda.device(device)

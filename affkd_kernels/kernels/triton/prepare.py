@@ -1,0 +1,177 @@
+"""Stage 1: means, lengths and norms of the items, and the way back through unit length."""
+
+# mypy: disallow-untyped-defs=False, disallow-incomplete-defs=False
+
+import triton
+import triton.language as tl
+
+from . import stages
+from .layout import (
+    AFFINITY_EPS,
+    ITEM_TERMS,
+    LENGTH,
+    MATRIX_TERMS,
+    POISON,
+    STUDENT_GRAND,
+    TEACHER_ITEM,
+)
+from .tiles import valid_items
+
+
+@triton.jit
+def sum_side(
+    x, mask, sums, matrix, part, parts, count, dim, row_stride, matrix_stride,
+    HOW: tl.constexpr, MASKED: tl.constexpr, ITEMS: tl.constexpr, FEATURES: tl.constexpr,
+):  # fmt: skip
+    features = tl.program_id(1) * FEATURES + tl.arange(0, FEATURES)
+    inside = features < dim
+    total = tl.zeros((FEATURES,), tl.float64)
+    valid_count = 0.0
+    blocks = tl.cdiv(tl.cdiv(count, ITEMS), parts)
+    for block in range(part * blocks, part * blocks + blocks):
+        items = block * ITEMS + tl.arange(0, ITEMS)
+        valid = valid_items(mask, matrix, items, count, MASKED)
+        at = x + matrix * matrix_stride + items.to(tl.int64)[:, None] * row_stride
+        values = tl.load(at + features[None, :], mask=valid[:, None] & inside[None, :], other=0.0)
+        total += tl.sum(values.to(tl.float64), 0)
+        valid_count += tl.sum(valid.to(tl.float32), 0)
+    out = sums + (matrix * parts + part) * (dim + 1)
+    tl.store(out + features, total, mask=inside)
+    if tl.program_id(1) == 0:
+        tl.store(out + dim, valid_count)
+
+
+@triton.jit(do_not_specialize=["parts", "count"])
+def sum_kernel(
+    student, teacher, mask, student_sums, teacher_sums, strides, parts, count,
+    HOW: tl.constexpr, MASKED: tl.constexpr, ITEMS: tl.constexpr, FEATURES: tl.constexpr,
+):  # fmt: skip
+    """Sums [N, parts, D + 1] of the valid items, the last entry their number; float64."""
+    matrix = (tl.program_id(0) // parts).to(tl.int64)
+    part = tl.program_id(0) % parts
+    if tl.program_id(2) == 0:
+        sum_side(
+            student, mask, student_sums, matrix, part, parts, count, strides.student_dim,
+            strides.student_row, strides.student_matrix, HOW, MASKED, ITEMS, FEATURES,
+        )  # fmt: skip
+    else:
+        sum_side(
+            teacher, mask, teacher_sums, matrix, part, parts, count, strides.teacher_dim,
+            strides.teacher_row, strides.teacher_matrix, HOW, MASKED, ITEMS, FEATURES,
+        )  # fmt: skip
+
+
+@triton.jit
+def mean_of(sums, matrix, parts, features, dim, HOW: tl.constexpr, FEATURES: tl.constexpr):
+    total = tl.zeros((FEATURES,), tl.float64)
+    count = tl.full((), 0.0, tl.float64)
+    for part in range(0, parts):
+        row = sums + (matrix * parts + part) * (dim + 1)
+        total += tl.load(row + features, mask=features < dim, other=0.0)
+        count += tl.load(row + dim)
+    return (total / tl.where(count > 0, count, 1.0)).to(HOW.number)
+
+
+@triton.jit
+def prepare_side(
+    x, mask, copy, sums, other_sums, terms, matrix_terms, numbers, matrix, items, parts,
+    other_parts, count, dim, row_stride, matrix_stride,
+    HOW: tl.constexpr, MASKED: tl.constexpr, ITEMS: tl.constexpr, FEATURES: tl.constexpr,
+    TEACHER: tl.constexpr,
+):  # fmt: skip
+    valid = valid_items(mask, matrix, items, count, MASKED)
+    item = matrix * count + items
+    rows = x + matrix * matrix_stride + items.to(tl.int64)[:, None] * row_stride
+    squares = tl.zeros((ITEMS,), HOW.number)
+    along_mean = tl.zeros((ITEMS,), HOW.number)
+    poison = tl.zeros((ITEMS,), HOW.number)
+    grand = tl.full((), 0.0, HOW.number)
+    for start in range(0, dim, FEATURES):
+        features = start + tl.arange(0, FEATURES)
+        inside = valid[:, None] & (features < dim)[None, :]
+        values = tl.load(rows + features[None, :], mask=inside, other=0.0).to(HOW.number)
+        poison += tl.sum(values * 0.0, 1)
+        if HOW.copied:
+            mean = mean_of(sums, matrix, parts, features, dim, HOW, FEATURES)
+            values = tl.where(inside, values - mean[None, :], 0.0)
+            to = copy + item[:, None] * dim + features[None, :]
+            tl.store(to, values, mask=(items < count)[:, None] & (features < dim)[None, :])
+            if HOW.centered_features:
+                other = mean_of(other_sums, matrix, other_parts, features, dim, HOW, FEATURES)
+                along_mean += tl.sum(values * other[None, :], 1)
+                grand += tl.sum(mean * other, 0)
+        squares += tl.sum(values * values, 1)
+    if HOW.unit:
+        length = tl.sqrt(squares)
+        tiny = length <= tl.load(numbers + AFFINITY_EPS).to(HOW.number)
+        # a norm that overflowed would give a plausible 0
+        length = 1.0 / tl.where(tiny, 1.0, length) + (length - length)
+        length = tl.where(tiny, 0.0, length)
+    elif HOW.centered_features:
+        length = along_mean
+    else:
+        length = squares
+    out = terms + item * ITEM_TERMS + TEACHER * TEACHER_ITEM
+    tl.store(out + LENGTH, length, mask=items < count)
+    tl.store(out + POISON, poison, mask=items < count)
+    if HOW.centered_features:
+        # every program of the matrix stores the same
+        tl.store(matrix_terms + matrix * MATRIX_TERMS + STUDENT_GRAND + TEACHER, grand)
+
+
+@triton.jit(do_not_specialize=["parts", "other_parts", "count"])
+def prepare_kernel(
+    student, teacher, mask, copies, sums, other_sums, terms, matrix_terms, numbers, strides,
+    parts, other_parts, count,
+    HOW: tl.constexpr, MASKED: tl.constexpr, ITEMS: tl.constexpr, FEATURES: tl.constexpr,
+):  # fmt: skip
+    """The terms [N * items, ITEM_TERMS] of queries or keys and, where wanted, centered copies."""
+    blocks = tl.cdiv(count, ITEMS)
+    matrix = (tl.program_id(0) // blocks).to(tl.int64)
+    items = tl.program_id(0) % blocks * ITEMS + tl.arange(0, ITEMS)
+    if tl.program_id(1) == 0:
+        prepare_side(
+            student, mask, copies[0], sums[0], other_sums[0], terms, matrix_terms,
+            numbers, matrix, items, parts, other_parts, count, strides.student_dim,
+            strides.student_row, strides.student_matrix, HOW, MASKED, ITEMS, FEATURES, 0,
+        )  # fmt: skip
+    else:
+        prepare_side(
+            teacher, mask, copies[1], sums[1], other_sums[1], terms, matrix_terms,
+            numbers, matrix, items, parts, other_parts, count, strides.teacher_dim,
+            strides.teacher_row, strides.teacher_matrix, HOW, MASKED, ITEMS, FEATURES, 1,
+        )  # fmt: skip
+
+
+@triton.jit(do_not_specialize=["count"])
+def unit_length_kernel(
+    x, mask, terms, gradient, count, dim, row_stride, matrix_stride,
+    HOW: tl.constexpr, MASKED: tl.constexpr, ITEMS: tl.constexpr, FEATURES: tl.constexpr,
+):  # fmt: skip
+    """Back through u = x / |x|, in place: what comes is du / |x|, and loses its part along u."""
+    blocks = tl.cdiv(count, ITEMS)
+    matrix = (tl.program_id(0) // blocks).to(tl.int64)
+    items = tl.program_id(0) % blocks * ITEMS + tl.arange(0, ITEMS)
+    valid = valid_items(mask, matrix, items, count, MASKED)
+    item = matrix * count + items
+    rows = x + matrix * matrix_stride + items.to(tl.int64)[:, None] * row_stride
+    inverse = tl.load(terms + item * ITEM_TERMS + LENGTH, mask=valid, other=0.0)
+    along = tl.zeros((ITEMS,), HOW.number)
+    for start in range(0, dim, FEATURES):
+        features = start + tl.arange(0, FEATURES)
+        inside = valid[:, None] & (features < dim)[None, :]
+        u = tl.load(rows + features[None, :], mask=inside, other=0.0).to(HOW.number)
+        u = u * inverse[:, None]
+        if HOW.counted:
+            u = stages.zero_unless_finite(u)
+        at = gradient + item[:, None] * dim + features[None, :]
+        along += tl.sum(u * tl.load(at, mask=inside, other=0.0), 1)
+    for start in range(0, dim, FEATURES):
+        features = start + tl.arange(0, FEATURES)
+        inside = valid[:, None] & (features < dim)[None, :]
+        u = tl.load(rows + features[None, :], mask=inside, other=0.0).to(HOW.number)
+        u = u * inverse[:, None]
+        if HOW.counted:
+            u = stages.zero_unless_finite(u)
+        at = gradient + item[:, None] * dim + features[None, :]
+        tl.store(at, tl.load(at, mask=inside, other=0.0) - along[:, None] * u, mask=inside)

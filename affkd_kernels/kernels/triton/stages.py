@@ -1,0 +1,232 @@
+"""The stages of a triple for a tile of pairs: pair functions, normalizations, pointwise losses and
+their derivatives. The same numerics as csrc/stages.h.
+
+All functions are element by element, in float32 or float64. `HOW` (choices.Choices) picks a stage
+when the kernel is compiled. NaN passes through: comparisons with it are false, and maximum and
+minimum, which may swallow it, are not used.
+"""
+
+# mypy: disallow-untyped-defs=False, disallow-incomplete-defs=False
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def at_least(x, low):
+    return tl.where(x < low, low, x)
+
+
+@triton.jit
+def zero_unless_finite(x):
+    """For items that take part in nothing: their share of a sum is 0 times what they hold."""
+    return tl.where(x - x == 0, x, 0.0).to(x.dtype)
+
+
+@triton.jit
+def sign(x):
+    return tl.where(x > 0, 1.0, tl.where(x < 0, -1.0, x))
+
+
+@triton.jit
+def quotient(a, b, HOW: tl.constexpr):
+    """a / b rounded correctly, so that a / a is 1."""
+    if HOW.double:
+        return a / b
+    else:
+        return tl.div_rn(a, b)
+
+
+@triton.jit
+def log_ratio(a, b):
+    """log(a / b) of positive a and b, which keeps its digits where they nearly agree.
+
+    With z = (a - b) / (a + b) it is 2 atanh(z), and a - b is exact where b / 2 <= a <= 2 b.
+    """
+    z = (a - b) / (a + b)
+    square = z * z
+    # of 2 atanh(z) = 2 z (1 + z^2 / 3 + z^4 / 5 + ...), enough terms for |z| <= 1/8 in float64
+    series = 1.0 + square * 0.0
+    for k in tl.static_range(9):
+        series = series * square * ((2.0 * (8 - k) + 1.0) / (2.0 * (8 - k) + 3.0)) + 1.0
+    return tl.where(tl.abs(z) <= 0.125, 2.0 * z * series, tl.log(a / b))
+
+
+@triton.jit
+def exponential_series(z, ORDER: tl.constexpr):
+    """1 + z (1 + z/2 (1 + z/3 (...))), the Taylor series of exp up to z^ORDER."""
+    series = 1.0 + z * 0.0
+    for p in tl.static_range(ORDER):
+        series = 1.0 + series * z * (1.0 / (ORDER - p))
+    return series
+
+
+@triton.jit
+def integer_power(x, EXPONENT: tl.constexpr):
+    result = 1.0 + x * 0.0
+    for _ in tl.static_range(EXPONENT):
+        result = result * x
+    return result
+
+
+@triton.jit
+def pair_value(g, query_norm, key_norm, scale, offset, eps, HOW: tl.constexpr):
+    """What is held of a pair: its affinity, or the argument of a function of g."""
+    if HOW.distance:
+        squared = at_least(query_norm + key_norm - (g + g), 0.0)
+        if HOW.pair == "squared_distance":
+            value = squared
+        elif HOW.pair == "distance":
+            value = tl.sqrt(at_least(squared, eps))
+        else:
+            value = tl.exp(-scale * squared)
+    elif HOW.pair == "taylor":
+        value = scale * g
+    elif HOW.pair == "power":
+        value = scale * g + offset
+    else:
+        value = g
+    return value
+
+
+@triton.jit
+def affinity_of(value, scale, offset, HOW: tl.constexpr):
+    """A of a held value, before any clamp."""
+    order: tl.constexpr = HOW.order
+    if HOW.pair == "taylor":
+        return tl.exp(-scale) * exponential_series(value, order)
+    elif HOW.pair == "power":
+        return integer_power(value, order)
+    elif HOW.pair == "linear":
+        return scale * value + offset
+    else:
+        return value
+
+
+@triton.jit
+def affinity_slope(value, scale, eps, HOW: tl.constexpr):
+    """dA / dg of a held value (but for the factor of a linear function), or dA / dsq."""
+    order: tl.constexpr = HOW.order
+    if HOW.pair == "distance":
+        far = value > tl.sqrt(eps)
+        slope = tl.where(far, 0.5 / tl.where(far, value, 1.0), 0.0)
+    elif HOW.pair == "gaussian":
+        slope = -scale * value
+    elif HOW.pair == "taylor":
+        if order > 0:
+            slope = scale * tl.exp(-scale) * exponential_series(value, order - 1)
+        else:
+            slope = value * 0.0
+    elif HOW.pair == "power":
+        slope = scale * order * integer_power(value, order - 1)
+    else:
+        slope = value * 0.0 + 1.0
+    return slope
+
+
+@triton.jit
+def normalized(affinity, first, second, inverse_tau, HOW: tl.constexpr):
+    """P and, for a softmax, log P.
+
+    `first` and `second` are terms of the entry's row: 1 / statistic and the statistic, or the peak
+    of a softmax and log sum exp((A - peak) / tau). The difference from the peak comes first: it is
+    exact near the peak, however large the affinities are.
+    """
+    if HOW.softmax:
+        log_p = (affinity - first) * inverse_tau - second
+        return tl.exp(log_p), log_p
+    elif HOW.normalization == "none":
+        return affinity, affinity
+    elif HOW.kinked:
+        return quotient(affinity, second, HOW), affinity
+    else:
+        return affinity * first, affinity
+
+
+@triton.jit
+def log_difference(s, log_s, t, log_t, eps, HOW: tl.constexpr):
+    """log t - log s; outside a softmax both are guarded by eps."""
+    if HOW.softmax:
+        return log_t - log_s
+    else:
+        return log_ratio(t + eps, s + eps)
+
+
+@triton.jit
+def loss_value(s, log_s, t, log_t, beta, eps, balanced, HOW: tl.constexpr):
+    """l(s, t).
+
+    `balanced` is 1 where s and t both sum to 1 along the row, else 0. There a divergence may add
+    s - t, which sums to 0: every term then vanishes to second order, and nothing is left of the
+    rounding of the two normalizations, which for s close to t is larger than the loss.
+    """
+    difference = s - t
+    if HOW.loss == "mse":
+        loss = difference * difference
+    elif HOW.loss == "l1":
+        loss = tl.abs(difference)
+    elif HOW.loss == "smooth_l1":
+        size = tl.abs(difference)
+        small = size < beta
+        quadratic = 0.5 * difference * difference / tl.where(small, beta, 1.0)
+        loss = tl.where(small, quadratic, size - 0.5 * beta)
+    elif HOW.loss == "cross_entropy":
+        loss = -t * log_s
+    else:
+        logs = log_difference(s, log_s, t, log_t, eps, HOW)
+        if HOW.loss == "kl_forward":
+            loss = t * logs + balanced * difference
+        elif HOW.loss == "kl_reverse":
+            loss = -s * logs - balanced * difference
+        else:
+            loss = -difference * logs
+    return loss
+
+
+@triton.jit
+def loss_slope(s, log_s, t, log_t, beta, eps, HOW: tl.constexpr):
+    """dl / ds; for a softmax s * dl / ds, in which no division is left."""
+    difference = s - t
+    if HOW.loss == "cross_entropy":
+        return -t
+    elif HOW.divergence:
+        if HOW.softmax:
+            forward = -t
+            reverse = s * (1.0 - log_difference(s, log_s, t, log_t, eps, HOW))
+        else:
+            forward = -t / (s + eps)
+            reverse = s / (s + eps) - log_difference(s, log_s, t, log_t, eps, HOW)
+        if HOW.loss == "kl_forward":
+            return forward
+        elif HOW.loss == "kl_reverse":
+            return reverse
+        else:
+            return forward + reverse
+    else:
+        if HOW.loss == "mse":
+            slope = difference + difference
+        elif HOW.loss == "l1":
+            slope = sign(difference)
+        else:
+            small = tl.abs(difference) < beta
+            slope = tl.where(small, difference / tl.where(small, beta, 1.0), sign(difference))
+        if HOW.softmax:
+            slope = slope * s
+        return slope
+
+
+@triton.jit
+def statistic_slope(affinity, p, first, second, HOW: tl.constexpr):
+    """u = d statistic / dA up to a constant of the row."""
+    if HOW.softmax:
+        return p
+    elif HOW.l2:
+        return affinity * first
+    elif HOW.normalization == "row_l1":
+        return sign(affinity)
+    elif HOW.normalization == "mean_positive":
+        return tl.where(affinity > 0, 1.0, 0.0).to(affinity.dtype)
+    elif HOW.largest:
+        return tl.where(affinity == second, 1.0, 0.0).to(affinity.dtype)
+    else:
+        return affinity * 0.0 + 1.0

@@ -1,0 +1,307 @@
+"""The sweeps over the pairs that find values, means, statistics and losses.
+
+A program takes a block of rows of one matrix and one of `splits` runs of column tiles, and leaves
+partial sums [N * Q, splits, parts] that combine.py adds up in a fixed order. There are no atomics,
+so that two calls agree bit by bit. With `HELD` the values are read, not computed.
+"""
+
+# mypy: disallow-untyped-defs=False, disallow-incomplete-defs=False
+
+import triton
+import triton.language as tl
+
+from . import stages
+from .layout import (
+    BETA,
+    CORRECTION,
+    LOG_EPS,
+    LOSS_PARTS,
+    MEAN_PARTS,
+    ROW_TERMS,
+    SIZES,
+    STATISTIC_PARTS,
+    STUDENT_FIRST,
+    STUDENT_INVERSE_TAU,
+    STUDENT_SECOND,
+    TEACHER_FIRST,
+    TEACHER_INVERSE_TAU,
+    TEACHER_SECOND,
+    Terms,
+)
+from .tiles import (
+    first_pair,
+    mirrored_first_pair,
+    number,
+    on_diagonal,
+    pair_offsets,
+    pair_values,
+    taking_part,
+    tile_affinities,
+    tile_of,
+)
+
+
+@triton.jit
+def block_of(count, BLOCK: tl.constexpr):
+    """The matrix of a program, and the first item of its block of `count` items."""
+    blocks = tl.cdiv(count, BLOCK)
+    matrix = (tl.program_id(0) // blocks).to(tl.int64)
+    return matrix, tl.program_id(0) % blocks * BLOCK
+
+
+@triton.jit
+def part_address(partials, matrix, items, count, PARTS: tl.constexpr):
+    """Where the partial sums of a program's items go, [N * items, splits, PARTS]."""
+    item = matrix * count + items
+    return partials + (item * tl.num_programs(1) + tl.program_id(1)) * PARTS
+
+
+@triton.jit(do_not_specialize=SIZES)
+def values_kernel(pairs, queries, keys, offset, HOW: tl.constexpr, SHAPE: tl.constexpr):
+    """The values of both sides, one tile a program, to where they are held.
+
+    Of a self-affinity only what lies on or above the diagonal is computed, and mirrored.
+    """
+    matrix, row = block_of(queries, SHAPE.rows)
+    column = tl.program_id(1) * SHAPE.columns
+    if not HOW.self_affinity or column + SHAPE.columns > row:
+        tile = tile_of(pairs, matrix, row, column, queries, queries, keys, offset, HOW, SHAPE)
+        store_values(pairs, pairs.student, pairs.student_values, tile, HOW, SHAPE, 0)
+        store_values(pairs, pairs.teacher, pairs.teacher_values, tile, HOW, SHAPE, 1)
+
+
+@triton.jit
+def store_values(
+    pairs, side, held, tile, HOW: tl.constexpr, SHAPE: tl.constexpr, TEACHER: tl.constexpr
+):
+    value = pair_values(pairs, side, held, tile, HOW, SHAPE, False, TEACHER)
+    rows, columns = tile.rows, tile.columns
+    inside = (rows < tile.queries)[:, None] & (columns < tile.keys)[None, :]
+    if HOW.self_affinity:
+        inside = inside & (rows[:, None] <= columns[None, :])
+    tl.store(held + first_pair(tile) + pair_offsets(tile), value, mask=inside)
+    if HOW.self_affinity:
+        exists = (columns < tile.keys)[:, None] & (rows < tile.queries)[None, :]
+        below = exists & (columns[:, None] > rows[None, :])
+        at = held + mirrored_first_pair(tile)
+        at += tile.inner_columns[:, None] * tile.keys + tile.inner_rows[None, :]
+        tl.store(at, tl.trans(value), mask=below)
+
+
+@triton.jit(do_not_specialize=SIZES)
+def means_kernel(
+    pairs, partials, queries, keys, offset, tiles,
+    HOW: tl.constexpr, SHAPE: tl.constexpr, HELD: tl.constexpr, COLUMNS: tl.constexpr,
+):  # fmt: skip
+    """Partial sums of A, and of A^2, along the rows, or (`COLUMNS`) along the columns."""
+    block: tl.constexpr = SHAPE.columns if COLUMNS else SHAPE.rows
+    axis: tl.constexpr = 0 if COLUMNS else 1
+    count = queries
+    if COLUMNS:
+        count = keys
+    matrix, item = block_of(count, block)
+    items = item + tl.arange(0, block)
+    student = tl.zeros((block,), HOW.number)
+    teacher = tl.zeros((block,), HOW.number)
+    student_squares = tl.zeros((block,), HOW.number)
+    teacher_squares = tl.zeros((block,), HOW.number)
+    first = tl.program_id(1) * tiles
+    for step in tl.range(first, first + tiles, num_stages=1):
+        row = item
+        column = step * SHAPE.columns
+        if COLUMNS:
+            row = step * SHAPE.rows
+            column = item
+        tile = tile_of(pairs, matrix, row, column, queries, queries, keys, offset, HOW, SHAPE)
+        a, b, _ = tile_affinities(pairs, tile, HOW, SHAPE, HELD, False)
+        part = taking_part(pairs, tile, HOW, False)
+        a = tl.where(part, a, 0.0)
+        b = tl.where(part, b, 0.0)
+        student += tl.sum(a, axis)
+        teacher += tl.sum(b, axis)
+        student_squares += tl.sum(a * a, axis)
+        teacher_squares += tl.sum(b * b, axis)
+    out = part_address(partials, matrix, items, count, MEAN_PARTS)
+    exists = items < count
+    tl.store(out, student, mask=exists)
+    tl.store(out + 1, teacher, mask=exists)
+    tl.store(out + 2, student_squares, mask=exists)
+    tl.store(out + 3, teacher_squares, mask=exists)
+
+
+@triton.jit
+def add_statistic(first, second, affinity, part, inverse_tau, HOW: tl.constexpr):
+    """The row's (first, second): a sum and a count, or a maximum and a sum relative to it."""
+    if HOW.softmax or HOW.largest:
+        largest = tl.max(tl.where(part, affinity, float("-inf")), 1)
+        peak = tl.where(largest > first, largest, first)
+        if HOW.softmax:
+            # a row without pairs so far has no peak: any other number will do
+            base = tl.where(peak == float("-inf"), 0.0, peak)
+            terms = tl.exp((affinity - base[:, None]) * inverse_tau)
+            second = second * tl.exp((first - base) * inverse_tau)
+        else:
+            terms = tl.where(affinity == peak[:, None], 1.0, 0.0)
+            second = tl.where(peak == first, second, 0.0)
+        return peak, second + tl.sum(tl.where(part, terms, 0.0), 1)
+    else:
+        counted = part
+        if HOW.l2:
+            terms = affinity * affinity
+        elif HOW.normalization == "row_l1":
+            terms = tl.abs(affinity)
+        else:
+            terms = affinity
+            if HOW.normalization == "mean_positive":
+                counted = part & (affinity > 0)
+        first += tl.sum(tl.where(counted, terms, 0.0), 1)
+        if HOW.whole:
+            second += tl.sum(tl.where(counted, 1.0, 0.0), 1)
+        return first, second
+
+
+@triton.jit(do_not_specialize=SIZES)
+def statistics_kernel(
+    pairs, partials, queries, keys, offset, tiles,
+    HOW: tl.constexpr, SHAPE: tl.constexpr, HELD: tl.constexpr,
+):  # fmt: skip
+    """Partial sums of the statistics of both sides; `tiles` are the column tiles of a split."""
+    block: tl.constexpr = SHAPE.rows
+    matrix, row = block_of(queries, block)
+    rows = row + tl.arange(0, block)
+    lowest = 0.0
+    if HOW.softmax or HOW.largest:
+        lowest = float("-inf")
+    student_first = tl.full((block,), lowest, HOW.number)
+    teacher_first = tl.full((block,), lowest, HOW.number)
+    student_second = tl.zeros((block,), HOW.number)
+    teacher_second = tl.zeros((block,), HOW.number)
+    product = tl.zeros((block,), HOW.number)
+    count = tl.zeros((block,), HOW.number)
+    student_inverse_tau = number(pairs, STUDENT_INVERSE_TAU, HOW)
+    teacher_inverse_tau = number(pairs, TEACHER_INVERSE_TAU, HOW)
+    first = tl.program_id(1) * tiles
+    for step in tl.range(first, first + tiles, num_stages=1):
+        column = step * SHAPE.columns
+        tile = tile_of(pairs, matrix, row, column, queries, queries, keys, offset, HOW, SHAPE)
+        a, b, _ = tile_affinities(pairs, tile, HOW, SHAPE, HELD, HOW.centered)
+        part = taking_part(pairs, tile, HOW, False)
+        if HOW.closed_correction:
+            product += tl.sum(tl.where(part, a * b, 0.0), 1)
+        if HOW.counted:
+            count += tl.sum(tl.where(part, 1.0, 0.0), 1)
+        if HOW.normalization == "mean_offdiag" and HOW.has_diagonal:
+            part = part & ~on_diagonal(tile)
+        student_first, student_second = add_statistic(
+            student_first, student_second, a, part, student_inverse_tau, HOW
+        )
+        teacher_first, teacher_second = add_statistic(
+            teacher_first, teacher_second, b, part, teacher_inverse_tau, HOW
+        )
+    out = part_address(partials, matrix, rows, queries, STATISTIC_PARTS)
+    exists = rows < queries
+    tl.store(out, student_first, mask=exists)
+    tl.store(out + 1, student_second, mask=exists)
+    tl.store(out + 2, teacher_first, mask=exists)
+    tl.store(out + 3, teacher_second, mask=exists)
+    tl.store(out + 4, product, mask=exists)
+    tl.store(out + 5, count, mask=exists)
+
+
+@triton.jit
+def along(x, AXIS: tl.constexpr):
+    """A term of the rows [rows, 1], or of the columns [1, columns]."""
+    return x[:, None] if AXIS == 0 else x[None, :]
+
+
+@triton.jit
+def terms_of(pairs, tile, HOW: tl.constexpr, AXIS: tl.constexpr):
+    """What normalizes the entries of the tile's rows, or (`AXIS` 1) of a self-affinity, as
+    A_ij = A_ji, of the rows that have the tile's columns as theirs."""
+    item = tile.matrix * tile.queries + (tile.rows if AXIS == 0 else tile.columns)
+    valid = tile.row_valid if AXIS == 0 else tile.column_valid
+    at = pairs.row_terms + item * ROW_TERMS
+    zero = along(tl.zeros_like(item).to(HOW.number), AXIS)
+    student_first = zero
+    student_second = zero
+    teacher_first = zero
+    teacher_second = zero
+    weight = zero
+    correction = zero
+    if HOW.normalization != "none":
+        student_first = along(tl.load(at + STUDENT_FIRST, mask=valid, other=0.0), AXIS)
+        teacher_first = along(tl.load(at + TEACHER_FIRST, mask=valid, other=0.0), AXIS)
+    if HOW.needs_second:
+        student_second = along(tl.load(at + STUDENT_SECOND, mask=valid, other=1.0), AXIS)
+        teacher_second = along(tl.load(at + TEACHER_SECOND, mask=valid, other=1.0), AXIS)
+    if HOW.has_correction:
+        correction = along(tl.load(at + CORRECTION, mask=valid, other=0.0), AXIS)
+    if HOW.row_weight:
+        weight = along(tl.load(pairs.row_weight + item, mask=valid, other=0.0), AXIS)
+    return Terms(student_first, student_second, teacher_first, teacher_second, weight, correction)
+
+
+@triton.jit
+def normalized_pair(pairs, a, b, terms, HOW: tl.constexpr):
+    """s, log s, t, log t of a tile; the logarithms are those of a softmax."""
+    student_inverse_tau = number(pairs, STUDENT_INVERSE_TAU, HOW)
+    teacher_inverse_tau = number(pairs, TEACHER_INVERSE_TAU, HOW)
+    s, log_s = stages.normalized(
+        a, terms.student_first, terms.student_second, student_inverse_tau, HOW
+    )
+    t, log_t = stages.normalized(
+        b, terms.teacher_first, terms.teacher_second, teacher_inverse_tau, HOW
+    )
+    return s, log_s, t, log_t
+
+
+@triton.jit
+def tile_losses(pairs, a, b, part, terms, HOW: tl.constexpr):
+    """Sums along the rows of a tile: the loss, and dl/ds * s, from which c follows."""
+    beta = number(pairs, BETA, HOW)
+    eps = number(pairs, LOG_EPS, HOW)
+    s, log_s, t, log_t = normalized_pair(pairs, a, b, terms, HOW)
+    balanced = 1.0
+    if HOW.divergence and not HOW.softmax:
+        nothing = (terms.student_first == 0) | (terms.teacher_first == 0)
+        balanced = tl.where(nothing, 0.0, 1.0).to(HOW.number)
+    value = stages.loss_value(s, log_s, t, log_t, beta, eps, balanced, HOW)
+    loss = tl.sum(tl.where(part, value, 0.0), 1)
+    correction = tl.zeros_like(loss)
+    if not HOW.known_correction:
+        slope = stages.loss_slope(s, log_s, t, log_t, beta, eps, HOW)
+        if not HOW.softmax:
+            slope = slope * s
+        correction = tl.sum(tl.where(part, slope, 0.0), 1)
+    return loss, correction
+
+
+@triton.jit(do_not_specialize=SIZES)
+def losses_kernel(
+    pairs, partials, queries, keys, offset, tiles,
+    HOW: tl.constexpr, SHAPE: tl.constexpr, HELD: tl.constexpr,
+):  # fmt: skip
+    """Partial sums of the row losses and of c, both without the row weight."""
+    block: tl.constexpr = SHAPE.rows
+    matrix, row = block_of(queries, block)
+    rows = row + tl.arange(0, block)
+    loss = tl.zeros((block,), HOW.number)
+    correction = tl.zeros((block,), HOW.number)
+    count = tl.zeros((block,), HOW.number)
+    first = tl.program_id(1) * tiles
+    for step in tl.range(first, first + tiles, num_stages=1):
+        column = step * SHAPE.columns
+        tile = tile_of(pairs, matrix, row, column, queries, queries, keys, offset, HOW, SHAPE)
+        a, b, _ = tile_affinities(pairs, tile, HOW, SHAPE, HELD, HOW.centered)
+        part = taking_part(pairs, tile, HOW, False)
+        terms = terms_of(pairs, tile, HOW, 0)
+        more_loss, more_correction = tile_losses(pairs, a, b, part, terms, HOW)
+        loss += more_loss
+        correction += more_correction
+        if HOW.counted:
+            count += tl.sum(tl.where(part, 1.0, 0.0), 1)
+    out = part_address(partials, matrix, rows, queries, LOSS_PARTS)
+    exists = rows < queries
+    tl.store(out, loss, mask=exists)
+    tl.store(out + 1, correction, mask=exists)
+    tl.store(out + 2, count, mask=exists)

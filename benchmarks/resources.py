@@ -1,0 +1,228 @@
+"""Registers, spills and shared memory of the Triton kernels: ``python -m benchmarks.resources``.
+
+Compiles ahead of time, for architectures that need not be here, what a call of each loss would
+launch; ``cuobjdump``, which Triton brings along, reads the binaries. The exit status is 1 where a
+kernel does not compile, spills registers or wants more shared memory than the card has.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from affkd_kernels.inputs import canonical_inputs
+from affkd_kernels.kernels.result import Needs
+from affkd_kernels.presets import preset
+
+from .report import insert
+from .tables import table
+
+# bytes of shared memory that a block may have, by compute capability
+SHARED_LIMIT = {80: 166_912, 90: 232_448, 100: 232_448, 120: 101_376}
+_OPTION = {"float32": ("ieee", "tf32x3"), "bfloat16": ("ieee",), "float64": ("ieee",)}
+
+
+@dataclass(frozen=True)
+class Compilation:
+    """A loss on features [items, length], whose kernels are compiled."""
+
+    method: str
+    dtype: str
+    precision: str
+    algorithm: str
+    shape: tuple[int, int] = (4096, 512)
+    keys: int = 0
+
+
+@dataclass(frozen=True)
+class Resources:
+    """What a kernel takes on an architecture; sizes in bytes."""
+
+    kernel: str
+    capability: int
+    method: str
+    dtype: str
+    precision: str
+    algorithm: str
+    tile: str
+    warps: int
+    registers: int
+    spilled: int
+    shared: int
+    error: str = ""
+
+    @property
+    def fits(self) -> bool:
+        within = self.spilled == 0 and self.shared <= SHARED_LIMIT[self.capability]
+        return within and not self.error
+
+
+def all_compilations() -> Iterator[Compilation]:
+    """Every dtype, precision and algorithm of losses that together use every kind of stage."""
+    methods = ("pkt", "rkd_distance", "rbf_frobenius", "sp", "irg_edge", "cka")
+    for dtype, precisions in _OPTION.items():
+        for precision in precisions:
+            for algorithm in ("dense", "tiled"):
+                for method in methods:
+                    yield Compilation(method, dtype, precision, algorithm)
+                for method in ("compress", "clip_affinity"):
+                    yield Compilation(method, dtype, precision, algorithm, (512, 128), 4096)
+    # lengths and strides that no vector load divides
+    yield Compilation("pkt", "float32", "tf32x3", "tiled", (4095, 511))
+
+
+def some_compilations() -> Iterator[Compilation]:
+    """A loss of each kind, and each dtype and algorithm once."""
+    yield Compilation("pkt", "float32", "tf32x3", "dense")
+    yield Compilation("rkd_distance", "bfloat16", "ieee", "tiled")
+    yield Compilation("compress", "float32", "ieee", "tiled", (512, 128), 4096)
+
+
+def kernels(compilation: Compilation, capability: int) -> Iterator[Any]:
+    """What the call would launch; see affkd_kernels/kernels/triton/ahead.py."""
+    from affkd_kernels.kernels.triton.ahead import kernels_of
+
+    spec = preset(compilation.method).spec
+    dtype = getattr(torch, compilation.dtype)
+    items, length = compilation.shape
+    features = torch.empty(1, items, length, dtype=dtype, device="meta")
+    keys = features.new_empty(1, compilation.keys, length) if compilation.keys else None
+    spec = dataclasses.replace(spec, items="tokens")
+    inputs, _ = canonical_inputs(spec, features, features, keys, keys)
+    needs = Needs(student=True, student_keys=compilation.method == "clip_affinity")
+    how = (compilation.algorithm, capability, compilation.precision)
+    return kernels_of(spec, inputs, needs, *how)
+
+
+def compiled(shipped: Any) -> tuple[int, int, int]:
+    """Registers, spilled bytes and shared bytes of a kernel."""
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    source = ASTSource(
+        fn=shipped.kernel,
+        signature=shipped.signature,
+        constexprs=shipped.constants,
+        attrs=shipped.attributes,
+    )
+    target = GPUTarget("cuda", shipped.capability, 32)
+    binary = triton.compile(source, target=target, options=shipped.options)
+    usage = _resource_usage(binary.asm["cubin"])
+    found = re.search(r"REG:(\d+) STACK:(\d+) .*?LOCAL:(\d+)", usage)
+    assert found, f"cuobjdump said {usage!r}"
+    return int(found[1]), int(found[2]) + int(found[3]), int(binary.metadata.shared)
+
+
+def _resource_usage(cubin: bytes) -> str:
+    import triton
+
+    tool = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        command = [str(tool), "--dump-resource-usage", file.name]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+
+def measure(compilations: Iterator[Compilation], capabilities: list[int]) -> list[Resources]:
+    """The resources of all kernels, each kernel and configuration once."""
+    found, seen = [], set()
+    for compilation in compilations:
+        for capability in capabilities:
+            for shipped in kernels(compilation, capability):
+                key = repr(shipped)
+                if key in seen:
+                    continue
+                seen.add(key)
+                found.append(_resources(compilation, shipped))
+    return found
+
+
+def _resources(compilation: Compilation, shipped: Any) -> Resources:
+    from triton.compiler.errors import CompilationError
+
+    error, figures = "", (0, 0, 0)
+    try:
+        figures = compiled(shipped)
+    except CompilationError as failure:
+        cause: BaseException = failure
+        while cause.__cause__ is not None:
+            cause = cause.__cause__
+        error = str(cause)
+    return Resources(
+        *(shipped.name, shipped.capability, compilation.method),
+        *(compilation.dtype, compilation.precision, compilation.algorithm),
+        *(_tile(shipped.constants), shipped.options.get("num_warps", 4)),
+        *(*figures, error),
+    )
+
+
+def _tile(constants: dict[str, Any]) -> str:
+    """Rows, columns and the depth of a step, where the kernel works on tiles of pairs."""
+    shape = constants.get("SHAPE")
+    return "-" if shape is None else f"{shape.rows}x{shape.columns}x{shape.inner}"
+
+
+def summary(found: list[Resources]) -> str:
+    """Per kernel, dtype and precision the largest figures by architecture."""
+    capabilities = sorted({one.capability for one in found})
+    groups: dict[tuple[str, str, str], list[Resources]] = {}
+    for one in found:
+        groups.setdefault((one.kernel, one.dtype, one.precision), []).append(one)
+    rows = []
+    for (kernel, dtype, precision), group in sorted(groups.items()):
+        cells = []
+        for capability in capabilities:
+            here = [one for one in group if one.capability == capability]
+            cells.append(_cell(here) if here else "-")
+        rows.append([kernel, dtype, precision, *cells])
+    header = ["kernel", "dtype", "products", *(f"sm_{c}" for c in capabilities)]
+    note = (
+        f"{len(found)} kernels compiled; a cell has the tile, the warps, and the largest number of "
+        "registers, of spilled bytes and of KB of shared memory over the losses.\n\n"
+    )
+    return note + table(header, rows)
+
+
+def _cell(group: list[Resources]) -> str:
+    tiles = ", ".join(sorted({f"{one.tile} w{one.warps}" for one in group}))
+    if any(one.error for one in group):
+        return "does not compile"
+    registers, spilled = max(r.registers for r in group), max(r.spilled for r in group)
+    kilobytes = max(r.shared for r in group) / 1024
+    return f"{tiles}: {registers} r, {spilled} spilled, {kilobytes:.0f} KB"
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.resources", description=__doc__)
+    parser.add_argument("--some", action="store_true", help="a representative part alone")
+    parser.add_argument("--capability", type=int, action="append", choices=list(SHARED_LIMIT))
+    parser.add_argument("--json", action="store_true", help="print every kernel as JSON")
+    parser.add_argument("--update", type=Path, metavar="PAGE", help="a page with the markers")
+    options = parser.parse_args()
+    compilations = some_compilations() if options.some else all_compilations()
+    found = measure(compilations, options.capability or list(SHARED_LIMIT))
+    if options.json:
+        print(json.dumps([dataclasses.asdict(one) for one in found]))
+    elif options.update:
+        page = options.update.read_text()
+        options.update.write_text(insert(page, summary(found), "resources"))
+    else:
+        print(summary(found))
+    return 0 if all(one.fits for one in found) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
