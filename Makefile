@@ -42,12 +42,13 @@ gpu-check: ## on a machine with a GPU: build, test, look for races, measure
 	$(PYTHON) -m benchmarks.run --suite gpu --json build/gpu.json
 
 # no capturing: the report must come out although the process that makes it dies of it
-sanitize: $(SANITIZED) ## the tests of the C++ kernels under AddressSanitizer and UBSan
+sanitize: $(SANITIZED) ## the tests of the C++ kernels under sanitizers, races between CUDA threads included
 	LD_PRELOAD="$(foreach name,asan ubsan,$(shell $(CXX) -print-file-name=lib$(name).so))" \
 	ASAN_OPTIONS=detect_leaks=0:halt_on_error=1:max_malloc_fill_size=1073741824:malloc_fill_byte=255 \
 	UBSAN_OPTIONS=print_stacktrace=1 OMP_NUM_THREADS=2 AFFKD_CPU_LIBRARY=$(CURDIR)/$(SANITIZED) \
 	$(BIN)/python -m pytest --capture=no -m "not slow" -k "cpu or cpp or angle" \
 		tests/test_fused.py tests/test_angle.py $(wildcard tests/test_cpu_*.py)
+	AFFKD_CUDA_HOST_EVERY=11 $(BIN)/python -m pytest -k Sanitizers tests/test_cuda_host.py
 
 $(SANITIZED): $(SOURCES) | $(VENV)/.stamp-test
 	AFFKD_SANITIZE=1 AFFKD_BUILD_CPU=1 $(BIN)/python setup.py --quiet build_ext \
