@@ -35,9 +35,25 @@ class RelationalDistillationTask(FeatureDistillationTask):
         task(images, labels)["loss"].backward()
     """
 
-    def __init__(self, *args: Any, relation: nn.Module | str = "sp", **options: Any) -> None:
+    student_mean: Tensor
+    student_std: Tensor
+
+    def __init__(
+        self,
+        student_model: nn.Module,
+        teacher_model: str | nn.Module,
+        *,
+        relation: nn.Module | str = "sp",
+        **options: Any,
+    ) -> None:
         # equal lengths, whatever the models say, are what makes the base class add no projection
-        super().__init__(*args, student_feature_dim=1, teacher_feature_dim=1, **options)
+        super().__init__(
+            student_model,
+            teacher_model,
+            student_feature_dim=1,
+            teacher_feature_dim=1,
+            **options,
+        )
         self.relation = resolve(relation)
 
     def forward(self, input: Tensor, target: Tensor) -> dict[str, Tensor]:
