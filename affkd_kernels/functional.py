@@ -188,8 +188,10 @@ def evaluate(
         return reference.evaluate(spec, *canonical_inputs(spec, *tensors))
     if not torch.is_grad_enabled():
         return ops.without_gradient(spec, plan.backend, plan.algorithm, tensors)
-    function = ops.FusedRowLosses if spec.reduction == "none" else ops.FusedLoss
-    return function.apply(spec, plan.backend, plan.algorithm, *_constants_detached(tensors))
+    arguments = (spec, plan.backend, plan.algorithm, *_constants_detached(tensors))
+    if spec.reduction == "none":
+        return ops.FusedRowLosses.apply(*arguments)
+    return ops.FusedLoss.apply(*arguments)[0]
 
 
 def _evaluate_in_graph(spec: LossSpec, tensors: tuple[Any, ...]) -> Tensor:
@@ -219,6 +221,8 @@ def _eager_plan(spec: LossSpec, tensors: tuple[Any, ...]) -> tuple[Plan, PlainCa
         teacher.shape,
         student.dtype,
         teacher.dtype,
+        student.layout,
+        teacher.layout,
         student.device,
         teacher.device,
         num_threads(),

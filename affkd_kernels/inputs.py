@@ -107,14 +107,14 @@ def _as_items(x: Tensor, items: str) -> Tensor | None:
     return x.flatten(2) if items == "channels" and rank == 4 else None
 
 
-def from_items(gradient: Tensor, like: Tensor, items: str) -> Tensor:
-    """A gradient [N, Q, D] in the layout of the features it belongs to: undoes `to_items`.
+def from_items(gradient: Tensor, shape: torch.Size, items: str) -> Tensor:
+    """A gradient [N, Q, D] in the shape of the features it belongs to: undoes `to_items`.
 
     A scale's gradient [] is what it is.
     """
-    if items == "pixels" and like.dim():
-        return gradient.transpose(1, 2).reshape(like.shape)
-    return gradient.reshape(like.shape)
+    if items == "pixels" and shape:
+        return gradient.transpose(1, 2).reshape(shape)
+    return gradient.reshape(shape)
 
 
 def known_inputs(spec: LossSpec, student: Tensor, teacher: Tensor) -> Inputs:

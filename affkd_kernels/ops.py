@@ -84,7 +84,9 @@ def plain_call(
 ) -> PlainCall | None:
     """What :class:`PlainLoss` runs for features with this metadata, None where it cannot.
 
-    It takes features that are canonical as they are, or lack nothing but the axis of matrices.
+    A plain call has two tensors and nothing else: no keys, masks, weights or scales, both features
+    in the computation dtype, and canonical as they are or lacking only the axis of matrices. All
+    that is left to do in it is to run the kernel, which small batches notice.
     """
     pairs = ((student, inputs.student), (teacher, inputs.teacher))
     canonical = all(x.shape in (y.shape, y.shape[1:]) for x, y in pairs)
@@ -105,29 +107,38 @@ def _validated(spec: LossSpec, tensors: tuple[Any, ...]) -> Inputs:
 
 
 class FusedLoss(torch.autograd.Function):
-    """The scalar loss of the caller's own tensors; the layout is undone in the backward."""
+    """The scalar loss of the caller's own tensors; the layout is undone in the backward.
+
+    The gradients are outputs too, which no caller sees. Saved as outputs they are tied to this
+    node, so that to differentiate them, however far from here, ends in an error. The features would
+    do as well, but to keep one that the loss is later added to in place would be a cycle of
+    references.
+    """
 
     @staticmethod
     def forward(
         ctx: Any, spec: LossSpec, backend: str, algorithm: str, *tensors: Tensor | None
-    ) -> Tensor:
+    ) -> tuple[Tensor | None, ...]:
         inputs = _validated(spec, tensors)
         needs = Needs(*(ctx.needs_input_grad[3 + i] for i in _DIFFERENTIABLE))
         result = run_loss_and_grad(spec, inputs, needs, backend, algorithm)
+        ctx.set_materialize_grads(False)
         ctx.save_for_backward(*result[1:])
-        ctx.spec = spec
-        # not saved for backward: their values are not needed, so in-place changes are no error
-        ctx.features = [tensors[i] for i in _DIFFERENTIABLE]
-        return result.loss
+        ctx.items = spec.items
+        features = (tensors[i] for i in _DIFFERENTIABLE)
+        ctx.kinds = [(x.dtype, x.shape) if isinstance(x, Tensor) else None for x in features]
+        return tuple(result)
 
     @staticmethod
-    def backward(ctx: Any, grad_loss: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(
+        ctx: Any, grad_loss: Tensor | None, *grad_gradients: Tensor | None
+    ) -> tuple[Tensor | None, ...]:
+        _refuse_second_derivative(*grad_gradients)
         out: list[Tensor | None] = [None] * (3 + _NUM_TENSORS)
-        for i, like, saved in zip(_DIFFERENTIABLE, ctx.features, ctx.saved_tensors, strict=True):
-            if saved is None or like is None:
-                continue
-            gradient = (saved * grad_loss).to(like.dtype)
-            out[3 + i] = _once(from_items(gradient, like, ctx.spec.items), like)
+        for i, known, saved in zip(_DIFFERENTIABLE, ctx.kinds, ctx.saved_tensors, strict=True):
+            if saved is not None and grad_loss is not None:
+                dtype, shape = known
+                out[3 + i] = from_items((saved * grad_loss).to(dtype), shape, ctx.items)
         return tuple(out)
 
 
@@ -135,24 +146,29 @@ class PlainLoss(torch.autograd.Function):
     """`FusedLoss` of a call without options: nothing is left to be decided or converted."""
 
     @staticmethod
-    def forward(ctx: Any, call: PlainCall, student: Tensor, teacher: Tensor) -> Tensor:
-        loss, gradient = call(student, teacher, True)
+    def forward(
+        ctx: Any, call: PlainCall, student: Tensor, teacher: Tensor
+    ) -> tuple[Tensor, Tensor | None]:
+        loss, gradient = call(student, teacher, ctx.needs_input_grad[1])
+        ctx.set_materialize_grads(False)
         ctx.save_for_backward(gradient)
-        # not saved for backward: its values are not needed, so in-place changes are no error
-        ctx.student = student
-        return loss
+        return loss, gradient
 
     @staticmethod
-    def backward(ctx: Any, grad_loss: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(
+        ctx: Any, grad_loss: Tensor | None, grad_gradient: Tensor | None
+    ) -> tuple[Tensor | None, ...]:
+        _refuse_second_derivative(grad_gradient)
         (gradient,) = ctx.saved_tensors
-        return None, _once(gradient * grad_loss, ctx.student), None
+        return None, None if grad_loss is None else gradient * grad_loss, None
 
 
 def plain_loss(call: PlainCall, student: Tensor, teacher: Tensor) -> Tensor:
     # the teacher is a constant
     teacher = teacher.detach() if teacher.requires_grad else teacher
-    if student.requires_grad and torch.is_grad_enabled():
-        return PlainLoss.apply(call, student, teacher)
+    # a student without requires_grad may still carry a tangent, which the raw op would lose
+    if torch.is_grad_enabled():
+        return PlainLoss.apply(call, student, teacher)[0]
     return call(student, teacher, False)[0]
 
 
@@ -183,7 +199,7 @@ class FusedRowLosses(torch.autograd.Function):
         for i, gradient in zip(_DIFFERENTIABLE, result[1:], strict=True):
             if gradient is not None:
                 gradient = gradient.to(tensors[i].dtype)
-                out[3 + i] = _once(from_items(gradient, tensors[i], spec.items), tensors[i])
+                out[3 + i] = _once(from_items(gradient, tensors[i].shape, spec.items), tensors[i])
         return tuple(out)
 
 
@@ -215,6 +231,12 @@ class _NoSecondDerivative(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> None:
+        _refuse_second_derivative(grad)
+
+
+def _refuse_second_derivative(*incoming: Tensor | None) -> None:
+    """An error where anything flows back into a gradient that a fused path has computed."""
+    if any(x is not None for x in incoming):
         raise RuntimeError(
             "the fused affinity losses have no second derivative; "
             'use backend="reference", which has'

@@ -65,6 +65,7 @@ struct Ieee<float> {
   static constexpr float rounder = 12582912.0f;          // 1.5 * 2^23: adding it rounds to integer
   static constexpr float ln2_high = 0.693145751953125f;  // few enough bits for exact multiples
   static constexpr float ln2_low = 1.42860682030941723212e-6f;
+  static constexpr float largest = 0x1.fffffep127f;
   static constexpr float exp_low = -104.0f;  // below the logarithm of the smallest subnormal
   static constexpr float exp_high = 89.0f;   // above the logarithm of the largest number
   static constexpr int exp_terms = 7;
@@ -79,6 +80,7 @@ struct Ieee<double> {
   static constexpr double rounder = 6755399441055744.0;  // 1.5 * 2^52
   static constexpr double ln2_high = 0x1.62e42fefa0000p-1;
   static constexpr double ln2_low = 0x1.cf79abc9e3b39p-40;
+  static constexpr double largest = 0x1.fffffffffffffp1023;
   static constexpr double exp_low = -746.0;
   static constexpr double exp_high = 710.0;
   static constexpr int exp_terms = 13;

@@ -112,9 +112,10 @@ struct Normalized {
   V rest;   // what rounding took from p, for losses of the difference s - t
 };
 
-// A loss with a kink at s = t tells equal from almost equal: A / A must be 1 to the last bit.
-AFFKD_INLINE constexpr bool needs_exact_quotient(Loss loss) {
-  return loss == Loss::l1;
+// A loss whose slope jumps, or all but jumps, at s = t tells equal from almost equal: A / A must be
+// 1 to the last bit.
+AFFKD_INLINE constexpr bool needs_exact_one(Loss loss) {
+  return loss == Loss::l1 || loss == Loss::smooth_l1;
 }
 
 // Where s and t nearly agree, s - t is no larger than what rounding took from either.
@@ -133,12 +134,18 @@ AFFKD_INLINE Normalized<V> normalize(V affinity, Scaling<V> row) {
   if constexpr (softmax) {
     const V log_p = log_softmax(affinity, row);
     return {exponential(log_p), log_p, V{}};
-  } else if constexpr (needs_exact_quotient(L)) {
+  } else if constexpr (L == Loss::l1) {
     return {affinity / row.divisor, V{}, V{}};
   } else {
     const V p = affinity * row.multiplier;
     if constexpr (needs_exact_difference(L)) {
-      return {p, V{}, product_rest(affinity, row.multiplier, p) + affinity * row.rest};
+      const V rest = product_rest(affinity, row.multiplier, p) + affinity * row.rest;
+      if constexpr (needs_exact_one(L)) {
+        const auto is_one = affinity == row.divisor;
+        return {is_one ? splat<V>(1) : p, V{}, is_one ? V{} : rest};
+      } else {
+        return {p, V{}, rest};
+      }
     } else {
       return {p, V{}, V{}};
     }
@@ -150,6 +157,14 @@ struct Guards {
   V beta;
   V log_eps;
 };
+
+// 1 / beta, finite also where beta is 0 or subnormal: infinity times a difference of 0 is NaN
+template <typename V>
+AFFKD_INLINE V inverse_beta(Guards<V> guards) {
+  const V inverse = splat<V>(1) / guards.beta;
+  const V largest = splat<V>(Ieee<typename Number<V>::scalar>::largest);
+  return inverse < largest ? inverse : largest;
+}
 
 // log t - log s; outside a softmax both are guarded by eps, and the difference of the logarithms
 // is the logarithm of the quotient, which keeps its digits where s and t nearly agree.
@@ -182,7 +197,7 @@ AFFKD_INLINE V loss_value(Normalized<V> s, Normalized<V> t, Guards<V> guards, V 
   } else if constexpr (L == Loss::smooth_l1) {
     const V size = absolute(difference);
     const V half = splat<V>(0.5);
-    const V quadratic = half * difference * difference * (splat<V>(1) / guards.beta);
+    const V quadratic = half * difference * difference * inverse_beta(guards);
     return size < guards.beta ? quadratic : size - half * guards.beta;
   } else if constexpr (L == Loss::cross_entropy) {
     return -t.p * s.log_p;
@@ -208,7 +223,7 @@ AFFKD_INLINE V loss_slope(Normalized<V> s, Normalized<V> t, Guards<V> guards) {
   } else if constexpr (L == Loss::l1) {
     return factor * sign(difference);
   } else if constexpr (L == Loss::smooth_l1) {
-    const V linear = difference * (splat<V>(1) / guards.beta);
+    const V linear = difference * inverse_beta(guards);
     return factor * (absolute(difference) < guards.beta ? linear : sign(difference));
   } else if constexpr (L == Loss::cross_entropy) {
     return -t.p;

@@ -63,7 +63,7 @@ def test_every_triple_in_float64(
     poisoned_memory: Any,
     tally: Callable[..., None],
 ) -> None:
-    compared = compare_in_float64(spread(pairs, fused, 24, part), fused)
+    compared = compare_in_float64(spread(pairs, fused, 32, part), fused)
     if not compared:
         pytest.skip(f"no {part} triple has this form")
     tally(f"fused calls compared in float64 ({'/'.join(fused.values())})", compared)

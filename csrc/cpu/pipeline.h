@@ -230,9 +230,9 @@ class Pipeline {
   }
 
   // The same of smooth L1, as long as all differences are below beta: where a sweep is dear, it is
-  // worth trying.
+  // worth trying, unless beta is so small that it cannot be true.
   bool guesses_correction() const {
-    return settings_.loss == Loss::smooth_l1 && settings_.beta > 0 && !pairs_.dense() &&
+    return settings_.loss == Loss::smooth_l1 && settings_.beta > kEpsilon<T> && !pairs_.dense() &&
            divides_by_sums();
   }
 

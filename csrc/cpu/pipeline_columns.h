@@ -14,13 +14,15 @@ Tile<T> Pipeline<T>::columns_of(const Tile<T>& tile) const {
   if (!stores_affinity(settings_)) {
     // of stored values the transpose would not do: it has its diagonal elsewhere
     const size_t bytes = sizeof(T) * static_cast<size_t>(tile.columns);
-    affinities.student = take<T>(tile.rows * tile.stride);
-    affinities.teacher = take<T>(tile.rows * tile.stride);
+    // the tile may lie in whole rows of the matrix, of which it is a few columns
+    affinities.stride = padded<T>(tile.columns);
+    affinities.student = take<T>(tile.rows * affinities.stride);
+    affinities.teacher = take<T>(tile.rows * affinities.stride);
     const Buffers buffers(tile.columns);
     for (int64_t i = 0; i < tile.rows; ++i) {
       const Row row = row_of(tile, i, buffers);
-      __builtin_memcpy(affinities.student + i * tile.stride, row.student, bytes);
-      __builtin_memcpy(affinities.teacher + i * tile.stride, row.teacher, bytes);
+      __builtin_memcpy(affinities.student + i * affinities.stride, row.student, bytes);
+      __builtin_memcpy(affinities.teacher + i * affinities.stride, row.teacher, bytes);
     }
   }
   const int64_t stride = padded<T>(tile.rows);
@@ -60,8 +62,7 @@ template <typename T>
 void Pipeline<T>::finish_column_corrections() {
   for (int64_t j = 0; j < matrix_.keys; ++j) {
     // sum_i s dl/ds = -sum_i t = -1
-    const double correction = fused_ ? -1 : columns_.sums[j].correction;
-    columns_.terms.correction[j] = static_cast<T>(matrix_.column_loss_scale * correction);
+    columns_.terms.correction[j] = fused_ ? T{-1} : static_cast<T>(columns_.sums[j].correction);
   }
 }
 

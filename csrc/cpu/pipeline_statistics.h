@@ -131,9 +131,9 @@ double Pipeline<T>::matrix_statistic(const PreparedSide<T>& side, const RowState
     return sum * *slope_scale;
   }
   const bool finite = *maximum - *maximum == 0;
-  // |s - t| tells equal from almost equal: the maximum over itself must be 1
-  return finite && settings_.loss != Loss::l1 ? largest_of_row(settings_, pairs_.rules, side, row)
-                                              : *maximum;
+  return finite && !needs_exact_one(settings_.loss)
+             ? largest_of_row(settings_, pairs_.rules, side, row)
+             : *maximum;
 }
 
 template <typename T>
@@ -218,7 +218,8 @@ void Pipeline<T>::finish_corrections() {
   double total = 0;
   for (int64_t i = 0; i < matrix_.queries; ++i) {
     const double correction = matrix_.loss_scale * row_weight(i) * rows_.sums[i].correction;
-    rows_.terms.correction[i] = static_cast<T>(correction);
+    // a softmax multiplies by the weight at the end, once what nearly cancels is subtracted
+    rows_.terms.correction[i] = static_cast<T>(softmax_ ? rows_.sums[i].correction : correction);
     total += correction;
   }
   if (rows_of_one_statistic()) {

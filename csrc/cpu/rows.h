@@ -18,7 +18,7 @@ struct RowTerms {
   Scaling<V> student;
   Scaling<V> teacher;
   V weight;      // d loss / d row loss
-  V correction;  // c: what flows back through the statistic
+  V correction;  // c: what flows back through the statistic; of a softmax without the weight
 };
 
 // The same for all rows, as padded arrays.
@@ -136,11 +136,11 @@ inline Guards<V> guards_of(const Settings& settings) {
 // Sums of one row, without the weight: its loss; sum_j dl/ds * s, from which c follows; and what
 // stands in for that before the losses are known.
 struct RowSums {
-  double loss;
-  double correction;     // or, from the statistics, sum_j A_s A_t
-  double column_losses;  // its entries' part in the losses of their columns, with their weights
-  double square;         // sum_j A_s^2
-  double beyond;         // how many differences are too large for the quadratic part of smooth L1
+  double loss = 0;
+  double correction = 0;     // or, from the statistics, sum_j A_s A_t
+  double column_losses = 0;  // its entries' part in the losses of their columns, with their weights
+  double square = 0;         // sum_j A_s^2
+  double beyond = 0;  // how many differences are too large for the quadratic part of smooth L1
 };
 
 // What is normalized together: all rows of a matrix, or all its columns.
@@ -171,7 +171,7 @@ inline RowSums row_loss(const Settings& settings, const T* student, const T* tea
                         const MaskLane<T>* mask, const OwnRow<T>& row) {
   using V = Vector<T>;
   const Guards<V> guards = guards_of<V>(settings);
-  RowSums sums{};
+  RowSums sums;
   with_loss(settings, [&](auto loss, auto softmax) {
     constexpr Loss L = loss.get;
     constexpr bool S = softmax.get;
@@ -188,7 +188,9 @@ inline RowSums row_loss(const Settings& settings, const T* student, const T* tea
         beyond += keep(lanes, beyond_beta(s, t, guards));
       }
     });
-    sums = {sum_lanes<T>(total), sum_lanes<T>(correction), 0, 0, sum_lanes<T>(beyond)};
+    sums.loss = sum_lanes<T>(total);
+    sums.correction = sum_lanes<T>(correction);
+    sums.beyond = sum_lanes<T>(beyond);
   });
   return sums;
 }
@@ -233,7 +235,7 @@ template <Mirror mirror, bool with_losses, typename T>
 inline RowSums loss_gradient(const Settings& settings, const GradientRow<T>& row, T* out) {
   using V = Vector<T>;
   const Guards<V> guards = guards_of<V>(settings);
-  RowSums sums{};
+  RowSums sums;
   with_loss(settings, [&](auto loss, auto softmax) {
     constexpr Loss L = loss.get;
     constexpr bool S = softmax.get;
@@ -245,8 +247,10 @@ inline RowSums loss_gradient(const Settings& settings, const GradientRow<T>& row
       const auto s = normalize<L, S>(load(row.student + j), terms.student);
       const auto t = normalize<L, S>(load(row.teacher + j), terms.teacher);
       visit(s, t);
-      const V slope = terms.weight * loss_slope<L, S>(s, t, guards);
-      return (S ? slope - terms.correction * s.p : slope) * terms.student.multiplier;
+      const V slope = loss_slope<L, S>(s, t, guards);
+      // of a saturated softmax the two nearly cancel
+      const V rest = S ? slope - terms.correction * s.p : slope;
+      return terms.weight * rest * terms.student.multiplier;
     };
     const V balanced = balance_of(row.own.terms);
     const auto own = [&](int64_t j, auto lanes) {
@@ -271,8 +275,10 @@ inline RowSums loss_gradient(const Settings& settings, const GradientRow<T>& row
                   }));
     };
     map_gradient<mirror != Mirror::none, false>(row, out, own, column);
-    sums = {sum_lanes<T>(total), sum_lanes<T>(correction), sum_lanes<T>(of_columns), 0,
-            sum_lanes<T>(beyond)};
+    sums.loss = sum_lanes<T>(total);
+    sums.correction = sum_lanes<T>(correction);
+    sums.column_losses = sum_lanes<T>(of_columns);
+    sums.beyond = sum_lanes<T>(beyond);
   });
   return sums;
 }
