@@ -187,7 +187,8 @@ def _side(
     else:
         matrix = a.matrix(queries, queries if keys is None else keys)
     if a.clamp_min is not None:
-        matrix = matrix.clamp(min=a.clamp_min)
+        # not clamp(), which versions of torch differentiate differently at the bound itself
+        matrix = torch.where(matrix < a.clamp_min, a.clamp_min, matrix)
     if spec.diagonal == "zero" and diagonal is not None:
         matrix = matrix.masked_fill(diagonal, 0.0)
     matrix = torch.where(pairs, matrix, matrix.new_zeros(()))
