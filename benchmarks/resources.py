@@ -24,20 +24,32 @@ import torch
 from affkd_kernels.inputs import canonical_inputs
 from affkd_kernels.kernels.result import Needs
 from affkd_kernels.presets import preset
+from affkd_kernels.spec import LossSpec, make_spec
 
 from .report import insert
 from .tables import table
 
 # bytes of shared memory that a block may have, by compute capability
 SHARED_LIMIT = {80: 166_912, 90: 232_448, 100: 232_448, 120: 101_376}
-_OPTION = {"float32": ("ieee", "tf32x3"), "bfloat16": ("ieee",), "float64": ("ieee",)}
+_FORMATS = (("float32", "ieee"), ("float32", "tf32x3"), ("bfloat16", "ieee"), ("float64", "ieee"))
+_OTHER_FORMATS = (("float32", "tf32"), ("float16", "ieee"))
+ANGLE = "rkd_angle"
+# losses that together use every kind of stage
+_SELF = ("pkt", "rkd_distance", "rbf_frobenius", "sp", "irg_edge", "cka")
+_CROSS = ("compress", "clip_affinity")
+# and those whose gradients take most
+_WIDEST = (
+    "rbf / row_sum / kl(direction='symmetric')",
+    "polynomial(degree=3) / row_l1 / smooth_l1",
+    "rbf / frobenius(center=True) / l1",
+)
 
 
 @dataclass(frozen=True)
 class Compilation:
     """A loss on features [items, length], whose kernels are compiled."""
 
-    method: str
+    method: str  # a preset, or affinity / normalization / loss
     dtype: str
     precision: str
     algorithm: str
@@ -69,17 +81,22 @@ class Resources:
 
 
 def all_compilations() -> Iterator[Compilation]:
-    """Every dtype, precision and algorithm of losses that together use every kind of stage."""
-    methods = ("pkt", "rkd_distance", "rbf_frobenius", "sp", "irg_edge", "cka")
-    for dtype, precisions in _OPTION.items():
-        for precision in precisions:
-            for algorithm in ("dense", "tiled"):
-                for method in methods:
-                    yield Compilation(method, dtype, precision, algorithm)
-                for method in ("compress", "clip_affinity"):
-                    yield Compilation(method, dtype, precision, algorithm, (512, 128), 4096)
-    # lengths and strides that no vector load divides
-    yield Compilation("pkt", "float32", "tf32x3", "tiled", (4095, 511))
+    """Every format and algorithm of losses that together use every kind of stage."""
+    for algorithm in ("dense", "tiled"):
+        for dtype, precision in _FORMATS:
+            for method in _SELF:
+                yield Compilation(method, dtype, precision, algorithm)
+            for method in _CROSS:
+                yield Compilation(method, dtype, precision, algorithm, (512, 128), 4096)
+            # lengths and strides that no vector load divides
+            yield Compilation("pkt", dtype, precision, algorithm, (4095, 511))
+        for method in _WIDEST:
+            yield Compilation(method, "float32", "tf32x3", algorithm)
+        for dtype, precision in _OTHER_FORMATS:
+            for method in ("pkt", "cka"):
+                yield Compilation(method, dtype, precision, algorithm)
+    for dtype in ("float32", "float64"):
+        yield Compilation(ANGLE, dtype, "ieee", "tiled")
 
 
 def some_compilations() -> Iterator[Compilation]:
@@ -89,12 +106,23 @@ def some_compilations() -> Iterator[Compilation]:
     yield Compilation("compress", "float32", "ieee", "tiled", (512, 128), 4096)
 
 
+def spec_of(method: str) -> LossSpec:
+    """Of a preset, or of affinity / normalization / loss."""
+    if " / " in method:
+        return make_spec(*method.split(" / "))
+    spec = preset(method).spec
+    assert isinstance(spec, LossSpec)
+    return spec
+
+
 def kernels(compilation: Compilation, capability: int) -> Iterator[Any]:
     """What the call would launch; see affkd_kernels/kernels/triton/ahead.py."""
-    from affkd_kernels.kernels.triton.ahead import kernels_of
+    from affkd_kernels.kernels.triton.ahead import angle_kernels, kernels_of
 
-    spec = preset(compilation.method).spec
     dtype = getattr(torch, compilation.dtype)
+    if compilation.method == ANGLE:
+        return angle_kernels(dtype, capability)
+    spec = spec_of(compilation.method)
     items, length = compilation.shape
     features = torch.empty(1, items, length, dtype=dtype, device="meta")
     keys = features.new_empty(1, compilation.keys, length) if compilation.keys else None
@@ -106,7 +134,18 @@ def kernels(compilation: Compilation, capability: int) -> Iterator[Any]:
 
 
 def compiled(shipped: Any) -> tuple[int, int, int]:
-    """Registers, spilled bytes and shared bytes of a kernel."""
+    """Registers, spilled bytes and shared bytes of a kernel, with what it is launched with."""
+    from affkd_kernels.kernels.triton.configs import other_options
+
+    figures = _compiled(shipped, shipped.options)
+    for options in other_options(shipped.options):
+        if figures[1] == 0 or not shipped.retried:
+            break
+        figures = _compiled(shipped, options)
+    return figures
+
+
+def _compiled(shipped: Any, options: dict[str, int]) -> tuple[int, int, int]:
     import triton
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
@@ -118,7 +157,7 @@ def compiled(shipped: Any) -> tuple[int, int, int]:
         attrs=shipped.attributes,
     )
     target = GPUTarget("cuda", shipped.capability, 32)
-    binary = triton.compile(source, target=target, options=shipped.options)
+    binary = triton.compile(source, target=target, options=options)
     usage = _resource_usage(binary.asm["cubin"])
     found = re.search(r"REG:(\d+) STACK:(\d+) .*?LOCAL:(\d+)", usage)
     assert found, f"cuobjdump said {usage!r}"
@@ -161,11 +200,20 @@ def _resources(compilation: Compilation, shipped: Any) -> Resources:
         while cause.__cause__ is not None:
             cause = cause.__cause__
         error = str(cause)
+    registers, spilled, shared = figures
     return Resources(
-        *(shipped.name, shipped.capability, compilation.method),
-        *(compilation.dtype, compilation.precision, compilation.algorithm),
-        *(_tile(shipped.constants), shipped.options.get("num_warps", 4)),
-        *(*figures, error),
+        kernel=shipped.name,
+        capability=shipped.capability,
+        method=compilation.method,
+        dtype=compilation.dtype,
+        precision=compilation.precision,
+        algorithm=compilation.algorithm,
+        tile=_tile(shipped.constants),
+        warps=shipped.options.get("num_warps", 4),
+        registers=registers,
+        spilled=spilled,
+        shared=shared,
+        error=error,
     )
 
 

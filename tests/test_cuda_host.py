@@ -48,7 +48,7 @@ def with_kernels(
     wanted = [name == "student" or name in inputs.options for name in GRADIENTS]
     result = kernels.loss_and_grad(spec, canonical, Needs(*wanted), **how)
     gradients = [
-        gradient if name == "student_scale" else from_items(gradient, like, spec.items)
+        gradient if name == "student_scale" else from_items(gradient, like.shape, spec.items)
         for name, gradient in zip(GRADIENTS, result[1:], strict=True)
         if gradient is not None
         for like in (inputs.student if name == "student" else inputs.options[name],)

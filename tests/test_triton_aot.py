@@ -65,16 +65,18 @@ def test_what_does_not_fit_is_told() -> None:
 
 
 def test_the_losses_compiled_use_every_kind_of_stage() -> None:
-    """Each pair function, statistic and pointwise loss that the presets have."""
+    """What the presets have, and the pair functions, statistics and losses that take most."""
     from affkd_kernels.kernels import choices
-    from affkd_kernels.presets import preset
 
-    specs = [preset(one.method).spec for one in resources.all_compilations()]
+    methods = {one.method for one in resources.all_compilations()} - {resources.ANGLE}
+    specs = [resources.spec_of(method) for method in methods]
     assert {choices.pair_function(s.affinity) for s in specs} == {
-        *("linear", "squared_distance", "distance", "gaussian"),
+        *("linear", "squared_distance", "distance", "gaussian", "power"),
     }
     assert {choices.normalization_kind(s.normalization) for s in specs} == {
-        *("row_l2", "row_sum", "softmax", "frobenius", "frobenius_centered"),
+        *("row_l2", "row_l1", "row_sum", "softmax", "frobenius", "frobenius_centered"),
         *("mean_positive", "max"),
     }
-    assert {choices.loss_kind(s.loss) for s in specs} == {"mse", "smooth_l1", "kl_forward"}
+    assert {choices.loss_kind(s.loss) for s in specs} == {
+        *("mse", "l1", "smooth_l1", "kl_forward", "kl_symmetric"),
+    }

@@ -62,8 +62,8 @@ def test_the_logarithm_of_a_quotient_near_1_keeps_its_digits(dtype: torch.dtype)
 
 
 PANELS = [
-    # bytes: V has a row of 37 or 41 numbers of 8 bytes; blocks have 16 rows
-    pytest.param(lambda: pair(3, 37, 5, teacher_dim=4), 16 * 37 * 8, id="rows-of-one-matrix"),
+    # bytes: V has a row of 37 or 41 numbers of 8 bytes; blocks have 32 rows
+    pytest.param(lambda: pair(3, 37, 5, teacher_dim=4), 32 * 37 * 8, id="rows-of-one-matrix"),
     pytest.param(lambda: bank(4, 37, 5, keys=41, teacher_dim=4), 0, id="less-than-a-block"),
     pytest.param(
         lambda: pair(5, 3, 9, 5, items="tokens"), 2 * 9 * 9 * 8, id="some-matrices-of-several"
@@ -149,6 +149,43 @@ def test_a_second_call_launches_what_the_first_compiled(
     assert_close(doubled._replace(grad_student=2 * doubled.grad_student), first, 1e-12)
     evaluate(pair(7, 18, 5), triple, algorithm)
     assert Jitted.launches > launches
+
+
+class Assembled:
+    """Stands for a compiled kernel that needs so many registers, and counts when it is loaded."""
+
+    def __init__(self, needed: int, registers: int) -> None:
+        self.needed, self.registers = needed, registers
+
+    def _init_handles(self) -> None:
+        self.n_spills = max(self.needed - self.registers, 0)
+
+
+class Assembler:
+    """Stands for a kernel of the JIT that is compiled without being launched."""
+
+    def __init__(self, needed: int) -> None:
+        self.needed = needed
+
+    def warmup(self, *args: Any, grid: Any, maxnreg: int, **choices: Any) -> Assembled:
+        assert (args, grid, choices) == ((1, 2), (3,), {"HOW": 4, "num_warps": 8})
+        return Assembled(self.needed, maxnreg)
+
+
+@pytest.mark.parametrize("needed, registers", [(60, 64), (65, 128), (129, 168), (255, 255)])
+def test_what_spills_is_compiled_with_more_registers(needed: int, registers: int) -> None:
+    first = Assembled(needed, 64)
+    first._init_handles()
+    options = {"num_warps": 8, "maxnreg": 64}
+    found = plan.without_spills(first, Assembler(needed), (3,), (1, 2), {"HOW": 4}, options)
+    assert found.registers == registers
+
+
+def test_what_spills_with_any_number_of_registers_stays_as_it_is() -> None:
+    first = Assembled(300, 64)
+    first._init_handles()
+    options = {"num_warps": 8}
+    assert plan.without_spills(first, Assembler(300), (3,), (1, 2), {"HOW": 4}, options) is first
 
 
 def test_products_follow_the_precision_that_is_set() -> None:

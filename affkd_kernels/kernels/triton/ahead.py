@@ -6,6 +6,7 @@ instead of done: what is compiled is what would run.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -13,9 +14,9 @@ import torch
 from torch import Tensor
 
 from ...inputs import Inputs
-from ...spec import LossSpec, make_spec
+from ...spec import LossSpec
 from ..result import Needs
-from . import panels
+from . import angle, panels
 from .call import Call
 from .configs import Config
 from .plan import Form, Plan
@@ -38,6 +39,8 @@ class Shipped(NamedTuple):
     attributes: dict[tuple[int, ...], Any]
     options: dict[str, int]
     capability: int
+    # whether its launch compiles it once more where it spills
+    retried: bool = True
 
     @property
     def name(self) -> str:
@@ -94,6 +97,17 @@ def kernels_of(
             yield record
 
 
+def angle_kernels(dtype: torch.dtype, capability: int) -> Iterator[Shipped]:
+    """The sweeps of RKD's angle loss, computed in `dtype`, with and without a gradient."""
+    squared = torch.empty(1, 64, 64, dtype=torch.float64, device="meta")
+    inverse = squared.to(dtype)
+    args = (squared, inverse, squared, inverse, squared, squared, inverse, squared.shape[1])
+    for linear, gradient in itertools.product((False, True), repeat=2):
+        constants = angle.constants(dtype, linear, gradient)
+        shipped = _shipped(angle.angle_kernel, args, constants, angle.OPTIONS, capability)
+        yield shipped._replace(retried=False)
+
+
 def _shipped(
     kernel: Any,
     args: tuple[Any, ...],
@@ -130,44 +144,3 @@ def _divisible(arg: Any, path: tuple[int, ...], specialized: bool) -> Iterator[t
             yield from _divisible(entry, (*path, position), specialized)
     elif isinstance(arg, Tensor) or (specialized and arg % 16 == 0):
         yield path
-
-
-# the triples of the presets, a divergence that keeps all its logarithms, and the widest gradient
-_TRIPLES = (
-    ("gram", "row_l2", "mse"),
-    ("cosine(shifted=True)", "row_sum", "kl"),
-    ("euclidean", "mean", "smooth_l1"),
-    ("rbf(taylor_order=2)", "none", "mse"),
-    ("gram", "frobenius(center=True)", "mse"),
-    ("rbf", "frobenius", "mse"),
-    ("sqeuclidean", "max", "mse"),
-    ("cosine", "none", "mse"),
-    ("gram", "softmax", "kl"),
-    ("rbf", "row_sum", "kl(direction='symmetric')"),
-    ("polynomial(degree=3)", "row_l1", "smooth_l1"),
-    ("rbf", "frobenius(center=True)", "l1"),
-)
-_FORMATS = (
-    (torch.float32, "ieee"),
-    (torch.float32, "tf32x3"),
-    (torch.float32, "tf32"),
-    (torch.bfloat16, "ieee"),
-    (torch.float16, "ieee"),
-    (torch.float64, "ieee"),
-)
-
-
-def shipped_kernels(capabilities: tuple[int, ...]) -> Iterator[Shipped]:
-    """The kernels of self-affinities, dense and tiled, for all architectures and formats."""
-    seen = set()
-    for capability in capabilities:
-        for dtype, precision in _FORMATS:
-            x, y = (torch.empty(1, 256, dim, dtype=dtype, device="meta") for dim in (512, 768))
-            for triple in _TRIPLES:
-                for algorithm in ("dense", "tiled"):
-                    for record in kernels_of(
-                        make_spec(*triple), Inputs(x, y), Needs(), algorithm, capability, precision
-                    ):
-                        if repr(record) not in seen:
-                            seen.add(repr(record))
-                            yield record

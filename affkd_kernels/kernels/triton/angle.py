@@ -19,6 +19,8 @@ from torch import Tensor
 
 # items of a tile, in both directions
 BLOCK = 32
+# with half as many warps float64 spills
+OPTIONS = {"num_warps": 8}
 
 
 @triton.jit
@@ -94,9 +96,11 @@ def angle_kernel(
     beta = tl.load(beta).to(inverse.dtype)
     loss = tl.zeros((BLOCK, BLOCK), inverse.dtype)
     slope = tl.zeros((BLOCK, BLOCK), inverse.dtype)
-    for third in range(0, count):
-        to_rows = first + third * count + rows
-        to_columns = first + third * count + columns
+    from_third = first
+    for _ in range(0, count):
+        to_rows = from_third + rows
+        to_columns = from_third + columns
+        from_third += count
         a_high, a_low, a_inverse = edges(
             student_squared, student_inverse, to_rows, rows < count, SPLIT
         )
@@ -129,6 +133,11 @@ def angle_kernel(
         tl.store(slopes + at, slope, mask=exists)
 
 
+def constants(dtype: torch.dtype, linear: bool, gradient: bool) -> dict[str, Any]:
+    split = dtype == torch.float32
+    return {"SPLIT": split, "LINEAR": linear, "GRADIENT": gradient, "BLOCK": BLOCK}
+
+
 def sweep(s: Any, t: Any, beta: float, need_slope: bool) -> tuple[Tensor, Tensor | None]:
     """What `kernels.angle.eager_sweep` returns.
 
@@ -154,6 +163,6 @@ def sweep(s: Any, t: Any, beta: float, need_slope: bool) -> tuple[Tensor, Tensor
             t.inverse.contiguous(),
             torch.full((1,), 0.0 if linear else beta, dtype=torch.float64, device=device),
             losses, s.inverse if slopes is None else slopes, count,
-            SPLIT=dtype == torch.float32, LINEAR=linear, GRADIENT=need_slope, BLOCK=BLOCK,
+            **constants(dtype, linear, need_slope), **OPTIONS,
         )  # fmt: skip
     return losses.sum(), slopes

@@ -21,7 +21,7 @@ from .layout import (
     Pairs,
     Side,
 )
-from .plan import Plan, blocks_of
+from .plan import Plan, blocks_of, without_spills
 
 # items a program prepares, features at a time, and rows that a combining program takes
 ITEMS, FEATURES, ROWS = 16, 64, 128
@@ -118,7 +118,9 @@ class Call:
             compiled[(*grid, 1, 1)[:3]](*args, self.how, *constants.values())
         else:
             options = self.plan.small_options if config is None else config.options
-            compiled = kernel[grid](*args, HOW=self.how, **constants, **options)
+            constants = {"HOW": self.how, **constants}
+            compiled = kernel[grid](*args, **constants, **options)
+            compiled = without_spills(compiled, kernel, grid, args, constants, options)
         self.launched.append(compiled)
 
     def finished(self) -> None:

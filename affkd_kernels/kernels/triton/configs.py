@@ -1,6 +1,6 @@
 """Tile sizes, warps and stages by architecture and dtype: a small table, no autotuning.
 
-What ships compiles ahead of time without spilling registers (tests/test_triton_aot.py).
+What ships compiles without spilling registers (tests/test_triton_aot.py).
 """
 
 from __future__ import annotations
@@ -8,14 +8,11 @@ from __future__ import annotations
 import functools
 import os
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import torch
 
 from .choices import Choices, Shape
-
-if TYPE_CHECKING:
-    from .ahead import Shipped
 
 # Triton reads it once, when it is imported
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
@@ -23,10 +20,10 @@ INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 PANEL_BYTES = 64 << 20
 # programs per multiprocessor that keep a GPU busy
 PROGRAMS = 2
-# architectures that are compiled for ahead of time
-CAPABILITIES = (80, 90, 100, 120)
-# those with 228 KiB of shared memory and warp-group products, where a tile may be larger
+# architectures with 228 KiB of shared memory and warp-group products, where a tile may be larger
 _LARGE = (90, 100)
+# registers that a thread may have where a kernel spills under the limit that it has at first
+_REGISTERS = (128, 96, 168, 255)
 
 
 class Config(NamedTuple):
@@ -41,8 +38,9 @@ class Config(NamedTuple):
         return {"num_warps": self.num_warps, "num_stages": self.num_stages}
 
 
-# one tile for everything: the interpreter's time is the number of operations
-_INTERPRETER = Config(Shape(16, 16, 16, "ieee", True), 4, 1)
+# the interpreter's time is the number of tiles, and small tests should have some; not square, so
+# that rows and columns cannot be taken for each other
+_INTERPRETER = Config(Shape(32, 16, 16, "ieee", True), 4, 1)
 
 
 def dot_precision() -> str:
@@ -66,15 +64,20 @@ def architecture(device: torch.device) -> tuple[int, int]:
     return 10 * properties.major + properties.minor, properties.multi_processor_count
 
 
-def sweep_config(capability: int, dtype: torch.dtype, precision: str, mixed: bool) -> Config:
-    """Of the sweeps that compute their pairs; `mixed`: operands of several dtypes meet."""
+def sweep_config(
+    capability: int, dtype: torch.dtype, precision: str, mixed: bool, aligned: bool
+) -> Config:
+    """Of the sweeps that compute their pairs.
+
+    `mixed`: operands of several dtypes meet; `aligned`: rows of features load 16 bytes at a time.
+    """
     if capability == 0:
         return _INTERPRETER
-    if dtype == torch.float64:
-        return Config(Shape(32, 32, 16, "ieee", mixed), 8, 2)
     if dtype != torch.float32:
-        precision = "ieee"  # of half precision there is no other
-    elif precision == "ieee":
+        precision = "ieee"  # there is no other
+    half = dtype.itemsize == 2
+    # without products on tensor cores, or with an address for every number, less fits
+    if not aligned or (precision == "ieee" and not half):
         return Config(Shape(32, 32, 16, precision, mixed), 8, 2)
     if capability in _LARGE:
         return Config(Shape(64, 32, 32, precision, mixed), 8, 3)
@@ -83,14 +86,16 @@ def sweep_config(capability: int, dtype: torch.dtype, precision: str, mixed: boo
     return Config(Shape(32, 32, 32, precision, mixed), 8, 3)
 
 
-def gradient_config(capability: int, dtype: torch.dtype, precision: str, mixed: bool) -> Config:
+def gradient_config(
+    capability: int, dtype: torch.dtype, precision: str, mixed: bool, aligned: bool
+) -> Config:
     """Of the sweep for V alone, a tile a program."""
-    if capability in _LARGE and dtype != torch.float64:
+    if capability in _LARGE and dtype != torch.float64 and aligned:
         if dtype != torch.float32:
             precision = "ieee"
         stages = 2 if dtype == torch.float32 and precision == "ieee" else 3
         return Config(Shape(64, 64, 32, precision, mixed), 8, stages)
-    return sweep_config(capability, dtype, precision, mixed)
+    return sweep_config(capability, dtype, precision, mixed, aligned)
 
 
 def held_config(capability: int) -> Config:
@@ -124,6 +129,17 @@ def small_options(capability: int, dtype: torch.dtype) -> dict[str, int]:
     return {"maxnreg": 128 if dtype == torch.float64 else 64}
 
 
+def other_options(options: dict[str, int]) -> Iterator[dict[str, int]]:
+    """With which to compile a kernel instead that spills, in this order.
+
+    How many registers NVIDIA's assembler settles for changes with every line of a kernel: now and
+    then it stays a register short of what it needs, for the sake of a program more at once.
+    """
+    if torch.version.hip is None:
+        for registers in _REGISTERS:
+            yield {**options, "maxnreg": registers}
+
+
 def splits_of(blocks: int, tiles: int, multiprocessors: int) -> tuple[int, int]:
     """How many programs share the tiles of a block, and how many tiles each takes."""
     wanted = -(-PROGRAMS * multiprocessors // max(blocks, 1))
@@ -134,10 +150,3 @@ def splits_of(blocks: int, tiles: int, multiprocessors: int) -> tuple[int, int]:
 def symmetric(how: Choices, precision: str) -> str:
     """A precision whose products are symmetric to the last bit, where ties have to be seen."""
     return "ieee" if how.largest and how.self_affinity and precision == "tf32x3" else precision
-
-
-def shipped(capabilities: tuple[int, ...] = CAPABILITIES) -> Iterator[Shipped]:
-    """What compiling the kernels of the presets ahead of time needs, by architecture and dtype."""
-    from .ahead import shipped_kernels
-
-    return shipped_kernels(capabilities)

@@ -106,16 +106,22 @@ class Plan:
         dtypes = {self.dtype if self.how.copied else x.dtype for x in sides if x is not None}
         mixed = len(dtypes) > 1 or (self.dtype == torch.float64 and dtypes != {torch.float64})
         features = self.dtype if mixed else dtypes.pop()
+        aligned = all(x is None or self._aligned(x) for x in sides)
         if not self.dense:
             precision = configs.symmetric(self.how, precision)
         return (
-            configs.sweep_config(capability, features, precision, mixed),
-            configs.gradient_config(capability, features, precision, mixed),
+            configs.sweep_config(capability, features, precision, mixed, aligned),
+            configs.gradient_config(capability, features, precision, mixed, aligned),
             *(
                 configs.product_config(capability, self._multiplied(x), self.form.precision)
                 for x in (known.student_keys or known.student, known.student)
             ),
         )
+
+    def _aligned(self, x: Any) -> bool:
+        """Whether Triton knows that every row of some features starts at a multiple of 16."""
+        steps = x.shape[2:] if self.how.copied else (*x.stride[:2], x.shape[2])
+        return all(step % 16 == 0 for step in steps) and (self.how.copied or x.aligned)
 
     def _multiplied(self, features: Any) -> torch.dtype:
         """The dtype in which V meets features."""
@@ -130,3 +136,22 @@ class Plan:
 
 
 make_plan = functools.lru_cache(maxsize=512)(Plan)
+
+
+def without_spills(
+    compiled: Any,
+    kernel: Any,
+    grid: tuple[int, ...],
+    args: tuple[Any, ...],
+    constants: dict[str, Any],
+    options: dict[str, int],
+) -> Any:
+    """What to launch from the next call on: the same kernel, with registers enough."""
+    if not getattr(compiled, "n_spills", 0):
+        return compiled
+    for other in configs.other_options(options):
+        candidate = kernel.warmup(*args, grid=grid, **constants, **other)
+        candidate._init_handles()  # which loads it, and counts
+        if not candidate.n_spills:
+            return candidate
+    return compiled
