@@ -65,8 +65,10 @@ def grid_parser() -> ArgumentParser:
 
 
 def report_parser() -> ArgumentParser:
-    parser = ArgumentParser(description="All finished runs below a folder in one table.")
-    parser.add_argument("runs", type=str, help="a folder of run folders, at any depth")
+    parser = ArgumentParser(
+        description="All finished runs below a folder in one table, or what a study shows."
+    )
+    parser.add_argument("runs", type=str, help="a folder of run folders, at any depth, or a grid's")
     return parser
 
 
@@ -177,8 +179,15 @@ def run_grid(options: Namespace) -> int:
 
 def run_report(options: Namespace) -> int:
     from affkd_kernels.trainer.runs import report_runs
+    from affkd_kernels.trainer.study.report import is_study, report_study
 
-    print(report_runs(Path(options.runs)))
+    folder = Path(options.runs)
+    if not is_study(folder):
+        print(report_runs(folder))
+        return 0
+    # a pipe has no width, and a figure that is cut is none
+    console = Console(width=140)
+    console.print(str(report_study(folder, console)), markup=False, soft_wrap=True)
     return 0
 
 
@@ -232,7 +241,7 @@ COMMANDS: dict[str, tuple[Callable[[], ArgumentParser], Callable[[Namespace], in
     "teacher": (teacher_parser, run_teacher, "train the teacher of a recipe alone"),
     "eval": (eval_parser, run_eval, "every score of a finished run"),
     "grid": (grid_parser, run_grid, "train every combination of a study"),
-    "report": (report_parser, run_report, "all runs of a folder in one table"),
+    "report": (report_parser, run_report, "all runs of a folder in one table; what a grid shows"),
     "tiny": (tiny_parser, run_tiny, "write a tiny data set in CIFAR's format"),
     "demo": (demo_parser, run_demo, "train a teacher and tiny students, print the table"),
     "list": (ArgumentParser, run_list, "the published methods that come as presets"),

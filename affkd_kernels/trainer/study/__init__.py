@@ -1,0 +1,1 @@
+"""What a finished study says, and which of its differences are larger than its noise."""
