@@ -199,6 +199,33 @@ def test_tiled_holds_no_copy_of_the_features(preset: str, masked: int) -> None:
     assert float(done.stdout) < gradients_mib + 8
 
 
+# of an affinity that is not what is stored, its columns are a copy
+COLUMNS = """
+import resource, sys, torch, affkd_kernels as affkd
+torch.set_num_threads(1)
+
+def step(rows, columns):
+    # rows of a page each, so that memory that is taken is memory that is touched
+    student, teacher, keys = (torch.randn(n, 4) for n in (rows, rows, columns))
+    how = dict(backend="cpp", algorithm="dense", student_keys=keys, teacher_keys=keys)
+    affkd.affinity_loss(student, teacher, "polynomial", "softmax(axis=both)", "kl", **how)
+
+step(64, 64)
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+step(8000, 1000)
+print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="ru_maxrss is in KiB on Linux only")
+def test_dense_holds_two_matrices_of_pairs_and_no_copy_of_them() -> None:
+    command = [sys.executable, "-c", COLUMNS]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120)
+    matrix_mib = 8000 * 1000 * 4 / 2**20
+    # a block of columns at a time is copied, and turned around
+    assert float(done.stdout) < 3 * matrix_mib
+
+
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
 @pytest.mark.parametrize("masked", [False, True])
 def test_both_axes_in_one_call_are_the_mean_of_the_two(algorithm: str, masked: bool) -> None:

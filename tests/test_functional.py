@@ -144,6 +144,13 @@ def test_masks_broadcast_where_a_size_is_one() -> None:
     assert torch.equal(value, full)
 
 
+def test_a_known_plan_hides_no_wrong_layout() -> None:
+    affkd.affinity_loss(X, X + 1)
+    for name, features in (("student", (X.to_sparse(), X)), ("teacher", (X, X.to_sparse()))):
+        with pytest.raises(TypeError, match=rf"{name} must be a dense \(strided\) tensor"):
+            affkd.affinity_loss(*features)
+
+
 def test_plans_follow_the_metadata() -> None:
     tall, wide = torch.randn(2000, 16), torch.randn(32, 512)
     plan = affkd.explain_plan(tall, tall, "gram", "row_l2", "mse")
