@@ -137,7 +137,7 @@ AFFKD_INLINE Normalized<V> normalize(V affinity, Scaling<V> row) {
   } else if constexpr (L == Loss::l1) {
     return {affinity / row.divisor, V{}, V{}};
   } else {
-    const V p = affinity * row.multiplier;
+    const V p = rounded_product(affinity, row.multiplier);
     if constexpr (needs_exact_difference(L)) {
       const V rest = product_rest(affinity, row.multiplier, p) + affinity * row.rest;
       if constexpr (needs_exact_one(L)) {

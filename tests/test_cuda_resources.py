@@ -20,9 +20,9 @@ pytestmark = pytest.mark.skipif(bool(reason), reason=reason)
 REGISTERS = {
     "gram": (128, 136),
     "means": (176, 176),
-    "statistics": (96, 96),
+    "statistics": (104, 104),
     "count": (80, 80),
-    "rows": (128, 200),
+    "rows": (128, 208),
     "center": (80, 80),
     "product": (128, 240),
     "angle": (80, 128),

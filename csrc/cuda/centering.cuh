@@ -55,10 +55,11 @@ class Centering {
     grand_mean_ = total * share_of_row_ * share_of_column_;
   }
 
-  // entry (i, j) of the centered matrix
+  // Entry (i, j) of the centered matrix. What rounding took from a mean would be the same in a
+  // whole column, and not cancel in the gradient.
   AFFKD_DEVICE T centered(T a, int64_t i, int64_t j) const {
-    const T row_mean = static_cast<T>(row_sums_[i] * share_of_row_ - grand_mean_);
-    return a - row_mean - static_cast<T>(column_sums_[j] * share_of_column_);
+    const double row_mean = row_sums_[i] * share_of_row_ - grand_mean_;
+    return static_cast<T>(a - row_mean - column_sums_[j] * share_of_column_);
   }
 
  private:

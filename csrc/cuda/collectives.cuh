@@ -21,7 +21,8 @@ AFFKD_DEVICE X from_lane_at(X x, int distance) {
 }
 
 AFFKD_DEVICE State from_lane_at(State x, int distance) {
-  return {from_lane_at(x.first, distance), from_lane_at(x.second, distance)};
+  return {from_lane_at(x.first, distance), from_lane_at(x.second, distance),
+          from_lane_at(x.place, distance)};
 }
 
 // Folds x over the lanes of a warp; every lane gets the result.

@@ -1,7 +1,7 @@
 // The scalars of a call, by the last block of a sweep over the rows: every sum in one order.
 #pragma once
 
-#include "rows.cuh"
+#include "largest.cuh"
 
 namespace affkd::cuda {
 

@@ -4,47 +4,9 @@
 #pragma once
 
 #include "multiply.cuh"
-#include "states.cuh"
+#include "tiles.cuh"
 
 namespace affkd::cuda {
-
-// One tile of the panel of one matrix.
-struct TileTask {
-  bool student;
-  int64_t matrix;
-  int64_t slot;  // which tile of the matrix
-  int64_t row;   // of the first pair
-  int64_t column;
-};
-
-// Tiles of the upper triangle column by column: (0, 0), (0, 1), (1, 1), (0, 2), ...
-AFFKD_DEVICE void find_triangular(int64_t slot, int64_t& row, int64_t& column) {
-  column = static_cast<int64_t>(square_root(2.0f * static_cast<float>(slot)));
-  while (column * (column + 1) / 2 > slot) {
-    --column;
-  }
-  while ((column + 1) * (column + 2) / 2 <= slot) {
-    ++column;
-  }
-  row = slot - column * (column + 1) / 2;
-}
-
-AFFKD_DEVICE TileTask find_tile(const Params& p) {
-  const Panel& panel = p.task.panel;
-  const int64_t rows = divide_up(panel.rows, kTile), columns = divide_up(p.keys, kTile);
-  const int64_t tiles = is_mirrored(p) ? rows * (rows + 1) / 2 : rows * columns;
-  const int64_t unit = static_cast<int64_t>(blockIdx.x) / 2;
-  TileTask task{blockIdx.x % 2 == 0, panel.matrix_begin + unit / tiles, unit % tiles, 0, 0};
-  if (is_mirrored(p)) {
-    find_triangular(task.slot, task.row, task.column);
-  } else {
-    task.row = task.slot / columns;
-    task.column = task.slot % columns;
-  }
-  task.row = panel.row_begin + task.row * kTile;
-  task.column *= kTile;
-  return task;
-}
 
 template <typename T, Precision P>
 class GramTile {
@@ -68,7 +30,9 @@ class GramTile {
         run_(static_cast<int>(threadIdx.x) % 4 * kRun),
         item_(own_item()),
         plain_(item_.template is_plain<T>()),
-        centered_(is_distance(p.settings.pair) && !p.settings.unit) {}
+        // double has no closed form, and is to know it when it is compiled
+        closed_(sizeof(T) == sizeof(float) && is_closed(p)),
+        centered_(closed_ || (is_distance(p.settings.pair) && !p.settings.unit)) {}
 
   AFFKD_DEVICE void run() {
     reset_arrivals();
@@ -116,18 +80,24 @@ class GramTile {
 
   AFFKD_DEVICE void accumulate() {
     const int64_t chunks = divide_up(item_.view.dim, int64_t{kDepth});
-    present_ = centered_ ? static_cast<T>(__syncthreads_count(item_.present)) / 4 : T{0};
+    find_origin();
     for (int64_t chunk = 0; chunk < kStages - 1; ++chunk) {
       start(chunk);
       land(chunk);
     }
     for (int64_t chunk = 0; chunk < chunks; ++chunk) {
       wait_for_copies<kStages - 2>();
+      if (closed_) {
+        // the lengths that centering takes away
+        add_to_norm(chunk);
+      }
       if (centered_) {
         __syncthreads();
         center(chunk);
       }
-      add_to_norm(chunk);
+      if (!closed_) {
+        add_to_norm(chunk);
+      }
       __syncthreads();
       // into what the last chunk, which all threads are done with, has occupied
       start(chunk + kStages - 1);
@@ -140,16 +110,48 @@ class GramTile {
     product_.store(shared_.chunks);
   }
 
-  // A distance takes any common point for its origin. The mean of the tile's own items is at hand,
-  // and leaves less of a cluster's offset than the mean of all items would.
-  AFFKD_DEVICE void center(int64_t chunk) {
-    T* rows = shared_.chunks + chunk % kStages * kChunk;
+  // Both sides may lose a common point: a distance any, so that the mean of the tile's own items,
+  // which is at hand, will do, and leaves less of a cluster's offset than that of all items would.
+  // A matrix that is centered later takes the same point in all tiles: the mean of one item a warp,
+  // the first valid ones of as many parts of the matrix.
+  AFFKD_DEVICE void find_origin() {
+    if (!centered_) {
+      return;
+    }
+    if (!closed_) {
+      present_ = static_cast<T>(__syncthreads_count(item_.present)) / 4;
+      return;
+    }
+    int64_t i = p_.queries * warp_index() / kWarps;
+    const int64_t end = p_.queries * (warp_index() + 1) / kWarps;
+    while (i < end && !is_valid(p_.mask, task_.matrix, i)) {
+      ++i;
+    }
+    origin_ = i < end ? i : -1;
+    present_ = static_cast<T>(__syncthreads_count(origin_ >= 0) / 32);
+  }
+
+  AFFKD_DEVICE T origin_feature(int64_t chunk) const {
+    const int64_t feature = chunk * kDepth + lane_index();
+    const FeatureView& view = item_.view;
+    const int64_t at = task_.matrix * view.matrix + origin_ * view.item + feature * view.feature;
+    const bool inside = origin_ >= 0 && feature < view.dim;
+    return inside ? read_number<T>(view.data, view.storage, at) : T{0};
+  }
+
+  AFFKD_DEVICE T sum_of_tile(int64_t chunk) const {
+    const T* rows = shared_.chunks + chunk % kStages * kChunk;
     T sum = 0;
 #pragma unroll
     for (int i = 0; i < 2 * kEdge / kWarps; ++i) {
       sum += rows[(warp_index() * (2 * kEdge / kWarps) + i) * kChunkPitch<T> + lane_index()];
     }
-    shared_.column_sums[warp_index()][lane_index()] = sum;
+    return sum;
+  }
+
+  AFFKD_DEVICE void center(int64_t chunk) {
+    shared_.column_sums[warp_index()][lane_index()] =
+        closed_ ? origin_feature(chunk) : sum_of_tile(chunk);
     __syncthreads();
 #pragma unroll
     for (int k = 0; k < kRun; ++k) {
@@ -164,10 +166,12 @@ class GramTile {
 
   AFFKD_DEVICE void add_to_norm(int64_t chunk) {
     const T* run = own_run(chunk);
+    T sum = 0;
 #pragma unroll
     for (int k = 0; k < kRun; ++k) {
-      norm_ += run[k] * run[k];
+      sum += run[k] * run[k];
     }
+    norm_ += sum;
   }
 
   // Squared lengths, and what later phases need to know of an item.
@@ -186,14 +190,18 @@ class GramTile {
     if (tells_of_items()) {
       write_item(norm, poison);
     }
+    if (closed_ && task_.row == task_.column && row_ < kEdge) {
+      write_squares(norm);
+    }
     __syncthreads();
   }
 
   // 0 where |x| <= eps; NaN where |x| overflowed, which must not pass for 0
   AFFKD_DEVICE T inverse_length(T norm) const {
-    const T length = square_root(norm);
-    return length <= static_cast<T>(p_.settings.affinity_eps) ? T{0}
-                                                              : (length - length) + T{1} / length;
+    // rounded once, as all pairs of the item share it
+    const double length = square_root(static_cast<double>(norm));
+    return length <= p_.settings.affinity_eps ? T{0}
+                                              : static_cast<T>((length - length) + 1 / length);
   }
 
   // Of the tiles that an item is in, one tells of it: warps 0-3 of queries, 4-7 of keys.
@@ -220,6 +228,15 @@ class GramTile {
       const int64_t list = kind * p_.matrices + task_.matrix;
       const int64_t at = list * p_.item_blocks * 4 + first / kEdge * 4 + warp_index() % 4;
       static_cast<T*>(p_.work.poison)[at] = poison;
+    }
+  }
+
+  // sum |x|^2 of eight items, those of a block of rows
+  AFFKD_DEVICE void write_squares(T norm) const {
+    const double sum = warp_sum(item_.present ? static_cast<double>(norm) : 0) / 4;
+    const int64_t slot = task_.row / kWarps + warp_index();
+    if (lane_index() == 0 && slot < p_.state_slots) {
+      states_of(p_, task_.student, task_.matrix)[slot] = {0, sum, 0};
     }
   }
 
@@ -256,7 +273,8 @@ class GramTile {
     static_cast<T*>(task_.student ? p_.work.student
                                   : p_.work.teacher)[pair_index(p_, task_.matrix, i, j)] = value;
     if (gram_has_states(p_) && takes_part(p_, task_.matrix, i, j)) {
-      add_to_state(p_.settings.normalization, stage.affinity(value, scale, own), own, state);
+      add_to_state(p_.settings.normalization, stage.affinity(value, scale, own), own,
+                   i * p_.keys + j, state);
     }
   }
 
@@ -299,8 +317,10 @@ class GramTile {
   const int run_;  // the first of this thread's features in a chunk
   const Item item_;
   const bool plain_;
+  const bool closed_;
   const bool centered_;
-  T present_ = 0;  // items of the tile
+  int64_t origin_ = -1;  // the item that this warp adds to the common origin
+  T present_ = 0;        // items that an origin is the mean of
   T norm_ = 0;
   T loaded_[kRun];
   RowProduct<T, P> product_;

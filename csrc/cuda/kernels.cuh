@@ -14,7 +14,11 @@ template <typename T>
 constexpr int kBlocks = sizeof(T) == sizeof(float) ? 2 : 1;
 
 template <typename T, Precision P>
-__global__ void __launch_bounds__(kThreads) gram_kernel(const __grid_constant__ Params p) {
+constexpr int kGramBlocks = sizeof(T) == sizeof(float) && P != Precision::ieee ? 3 : 2;
+
+template <typename T, Precision P>
+__global__ void __launch_bounds__(kThreads, kGramBlocks<T, P>)
+    gram_kernel(const __grid_constant__ Params p) {
   using Tile = GramTile<T, P>;
   AFFKD_DYNAMIC_SHARED(typename Tile::Shared, shared);
   Tile(p, *shared).run();
@@ -107,7 +111,7 @@ inline Kernel find_kernel(Phase phase, const Params& p) {
   if (p.wide) {
     return kernel_of<double, Precision::ieee>(phase);
   }
-  switch (p.precision) {
+  switch (phase == Phase::gram && has_exact_tf32(p) ? Precision::tf32 : p.precision) {
     case Precision::tf32x3:
       return kernel_of<float, Precision::tf32x3>(phase);
     case Precision::tf32:

@@ -11,7 +11,9 @@ template <typename T>
 AFFKD_DEVICE Scaling<T> scaling_of(double statistic, double eps) {
   const double divisor =
       statistic <= eps ? static_cast<double>(INFINITY) : (statistic - statistic) + statistic;
-  return {static_cast<T>(1 / divisor), static_cast<T>(divisor), T{0}, T{0}};
+  const T multiplier = static_cast<T>(1 / divisor);
+  return {multiplier, static_cast<T>(divisor), T{0}, T{0},
+          static_cast<T>(1 / divisor - multiplier)};
 }
 
 template <typename T>
@@ -89,15 +91,27 @@ class LossStage {
   template <Loss L, bool kSoftmax>
   AFFKD_DEVICE PairLoss<T> of(T student, T teacher, const Scaling<T>& s,
                               const Scaling<T>& t) const {
-    // by division for all losses: the rounding of 1 / statistic, the same for all entries, would be
-    // what is left where s and t nearly agree
-    constexpr Loss kExact = kSoftmax ? L : Loss::l1;
-    const Normalized<T> p = normalize<kExact, kSoftmax>(student, s);
-    const Normalized<T> q = normalize<kExact, kSoftmax>(teacher, t);
+    const Normalized<T> p = normalized<L, kSoftmax>(student, s);
+    const Normalized<T> q = normalized<L, kSoftmax>(teacher, t);
     const T balanced = s.multiplier == T{0} || t.multiplier == T{0} ? T{0} : T{1};
     const T slope = loss_slope<L, kSoftmax>(p, q, guards_);
     return {loss_value<L, kSoftmax>(p, q, guards_, balanced), slope,
             kSoftmax ? slope : slope * p.p};
+  }
+
+  // The rounding of a statistic is the same for all entries, and would be what is left where s and
+  // t nearly agree. Losses of the difference keep it as `rest`. |s - t|, for which A / A must be 1,
+  // has it added to a quotient by a mean or a maximum, which the only entry is equal to; other
+  // quotients are divisions.
+  template <Loss L, bool kSoftmax>
+  AFFKD_DEVICE Normalized<T> normalized(T affinity, const Scaling<T>& row) const {
+    if (L == Loss::l1 && (is_maximum(kind_) || is_mean(kind_))) {
+      Normalized<T> entry = normalize<Loss::smooth_l1, false>(affinity, row);
+      entry.p += entry.rest;
+      return entry;
+    }
+    constexpr Loss kExact = kSoftmax || needs_exact_difference(L) ? L : Loss::l1;
+    return normalize<kExact, kSoftmax>(affinity, row);
   }
 
   Normalization kind_;

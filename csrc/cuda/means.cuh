@@ -2,78 +2,9 @@
 // Phase center: dA becomes W1. Linear kernel alignment takes its loss from the sums as well.
 #pragma once
 
-#include "row_losses.cuh"
+#include "alignment.cuh"
 
 namespace affkd::cuda {
-
-// Loss and gradient of linear kernel alignment for one matrix, dA = student A_s + teacher A_t with
-// both centered.
-struct Alignment {
-  double loss;
-  double student;
-  double teacher;
-};
-
-AFFKD_DEVICE CenteredTotals join_totals(CenteredTotals a, CenteredTotals b) {
-  return {a.student_square + b.student_square,
-          a.teacher_square + b.teacher_square,
-          a.cross + b.cross,
-          a.student_rows + b.student_rows,
-          a.teacher_rows + b.teacher_rows,
-          a.cross_rows + b.cross_rows,
-          a.student_sum + b.student_sum,
-          a.teacher_sum + b.teacher_sum};
-}
-
-AFFKD_DEVICE CenteredTotals from_lane_at(CenteredTotals x, int distance) {
-  return {from_lane_at(x.student_square, distance), from_lane_at(x.teacher_square, distance),
-          from_lane_at(x.cross, distance),          from_lane_at(x.student_rows, distance),
-          from_lane_at(x.teacher_rows, distance),   from_lane_at(x.cross_rows, distance),
-          from_lane_at(x.student_sum, distance),    from_lane_at(x.teacher_sum, distance)};
-}
-
-// 1 / |HAH|, 0 where that counts as nothing
-template <typename T>
-AFFKD_DEVICE double inverse_norm(double square, double before, double eps) {
-  const double norm = square_root(square < 0 ? 0 : square);
-  const Statistic statistic =
-      statistic_of<T>(Normalization::frobenius_centered, {norm * norm, before});
-  return 1 / scaling_of<double>(statistic.value, eps).divisor;
-}
-
-// |HAH|^2 = |A|^2 - 2 |A 1|^2 / n + (1'A1)^2 / n^2 of a symmetric A, and so for the product of two.
-template <typename T>
-AFFKD_DEVICE Alignment alignment_of(const CenteredTotals& sums, double items, double eps) {
-  const double share = items > 0 ? 1 / items : 0;
-  const auto centered = [=](double whole, double rows, double left, double right) {
-    return whole - 2 * share * rows + share * left * share * right;
-  };
-  const double student =
-      centered(sums.student_square, sums.student_rows, sums.student_sum, sums.student_sum);
-  const double teacher =
-      centered(sums.teacher_square, sums.teacher_rows, sums.teacher_sum, sums.teacher_sum);
-  const double cross = centered(sums.cross, sums.cross_rows, sums.student_sum, sums.teacher_sum);
-  const double s = inverse_norm<T>(student, sums.student_square, eps);
-  const double t = inverse_norm<T>(teacher, sums.teacher_square, eps);
-  const double agreement = cross * s * t;
-  const double loss = student * s * s + teacher * t * t - 2 * agreement;
-  return {loss < 0 ? 0 : loss, 2 * agreement * s * s, -2 * s * t};
-}
-
-// by all threads of a block
-template <typename T>
-AFFKD_DEVICE Alignment block_alignment(const Params& p, int64_t n, CenteredTotals* scratch,
-                                       RowTotals* row_scratch) {
-  CenteredTotals totals{};
-  for (int64_t at = threadIdx.x; at < p.row_blocks; at += kThreads) {
-    totals = join_totals(totals, p.work.centered[n * p.row_blocks + at]);
-  }
-  __syncthreads();
-  totals = block_fold(totals, scratch,
-                      [](CenteredTotals a, CenteredTotals b) { return join_totals(a, b); });
-  const RowTotals rows = block_totals(totals_of(p, n), p.row_blocks, row_scratch);
-  return alignment_of<T>(totals, static_cast<double>(rows.rows), p.settings.statistic_eps);
-}
 
 template <typename T>
 class MeansBlock {
@@ -229,7 +160,7 @@ class MeansBlock {
     const double scale = counted_loss_scale(p_, totals);
     double loss = 0;
     for (int64_t n = 0; n < p_.matrices; ++n) {
-      loss += block_alignment<T>(p_, n, shared_.centered, shared.totals).loss;
+      loss += block_alignment<T>(p_, n, shared_.centered, shared.totals, shared.sums).loss;
     }
     write_scalar<T>(p_.loss, scale * loss);
     write_scalar<double>(p_.work.loss_scale, scale);

@@ -55,6 +55,15 @@ AFFKD_DEVICE void multiply_fragments(float (&d)[4], A a, B b) {
   multiply_add_tf32(d, a_high, b_high);
 }
 
+// What tensor cores add to large sums they cut off rather than round: every chunk has sums of its
+// own, which are added here.
+AFFKD_DEVICE void add_sums(float (&totals)[2][4], const float (&sums)[2][4]) {
+#pragma unroll
+  for (int e = 0; e < 8; ++e) {
+    totals[e / 4][e % 4] += sums[e / 4][e % 4];
+  }
+}
+
 // sum_k q_ik k_jk of kEdge queries and kEdge keys, both rows of kChunkPitch numbers.
 template <typename T, Precision P>
 class RowProduct {
@@ -122,15 +131,17 @@ class RowProduct {
     const int from = warp_index() / 4 * (kDepth / kGroups);
     const T* a = queries + (warp_index() % 2 * 16 + g) * kChunkPitch<T> + from + t;
     const T* b = keys + (warp_index() / 2 % 2 * 16 + g) * kChunkPitch<T> + from + t;
+    float sums[2][4] = {};
 #pragma unroll
     for (int k = 0; k < kDepth / kGroups; k += 8) {
 #pragma unroll
       for (int n = 0; n < 2; ++n) {
         multiply_fragments<P == Precision::tf32x3>(
-            tensor_sums_[n], [&](int q) { return a[q % 2 * 8 * kChunkPitch<T> + k + q / 2 * 4]; },
+            sums[n], [&](int q) { return a[q % 2 * 8 * kChunkPitch<T> + k + q / 2 * 4]; },
             [&](int q) { return b[n * 8 * kChunkPitch<T> + k + q * 4]; });
       }
     }
+    add_sums(tensor_sums_, sums);
   }
 
   T sums_[P == Precision::ieee ? 16 : 1] = {};
@@ -211,15 +222,17 @@ class SliceProduct {
     const int g = lane_index() / 4, t = lane_index() % 4;
     const T* a = v + (warp_index() % 2 * 16 + g) * kChunkPitch<T> + t;
     const T* b = x + t * kSlicePitch<T> + warp_index() / 2 * 16 + g;
+    float sums[2][4] = {};
 #pragma unroll
     for (int k = 0; k < kDepth; k += 8) {
 #pragma unroll
       for (int n = 0; n < 2; ++n) {
         multiply_fragments<P == Precision::tf32x3>(
-            tensor_sums_[n], [&](int q) { return a[q % 2 * 8 * kChunkPitch<T> + k + q / 2 * 4]; },
+            sums[n], [&](int q) { return a[q % 2 * 8 * kChunkPitch<T> + k + q / 2 * 4]; },
             [&](int q) { return b[(k + q * 4) * kSlicePitch<T> + n * 8]; });
       }
     }
+    add_sums(tensor_sums_, sums);
   }
 
   T sums_[P == Precision::ieee ? 16 : 1] = {};

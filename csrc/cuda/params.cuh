@@ -71,7 +71,8 @@ struct RowTotals {
   int64_t rows;  // that have a pair
 };
 
-// Of one block of rows of A_s and A_t before centering.
+// Of one block of rows of A_s and A_t before centering, of features with a common origin
+// (GramTile).
 struct CenteredTotals {
   double student_square;  // sum of A^2
   double teacher_square;
@@ -87,6 +88,7 @@ struct CenteredTotals {
 struct State {
   double first;   // a sum, or the maximum
   double second;  // a count, or the sum of squares before centering
+  int64_t place;  // of the maximum: row * keys + column
 };
 
 // All launches of a call share it. What a kernel writes only later ones read, but for `first` and
@@ -183,11 +185,15 @@ AFFKD_BOTH constexpr bool is_maximum(Normalization kind) {
   return kind == Normalization::max || kind == Normalization::max_detached;
 }
 
+AFFKD_BOTH constexpr bool is_mean(Normalization kind) {
+  return kind == Normalization::mean_positive || kind == Normalization::mean_all ||
+         kind == Normalization::mean_offdiag;
+}
+
 // one statistic for the whole matrix
 AFFKD_BOTH constexpr bool is_global(Normalization kind) {
   return kind == Normalization::frobenius || kind == Normalization::frobenius_centered ||
-         kind == Normalization::mean_positive || kind == Normalization::mean_all ||
-         kind == Normalization::mean_offdiag || is_maximum(kind);
+         is_mean(kind) || is_maximum(kind);
 }
 
 AFFKD_BOTH constexpr bool is_centered(const Params& p) {
@@ -202,6 +208,18 @@ AFFKD_BOTH constexpr bool has_second(const Params& p) {
 
 AFFKD_BOTH constexpr bool wants_gradient(const Params& p) {
   return p.query_gradient != nullptr || p.key_gradient != nullptr || p.scale_gradient != nullptr;
+}
+
+AFFKD_BOTH constexpr bool is_half(const FeatureView& features) {
+  return features.storage == Storage::bfloat16 || features.storage == Storage::float16;
+}
+
+// The tiles of phase gram multiply the features as they are, in half precision: tf32 has all their
+// digits.
+AFFKD_BOTH constexpr bool has_exact_tf32(const Params& p) {
+  const bool moved = is_centered(p) || (is_distance(p.settings.pair) && !p.settings.unit);
+  return !moved && is_half(p.student) && is_half(p.teacher) && is_half(p.student_keys) &&
+         is_half(p.teacher_keys);
 }
 
 // One product serves both sides, and only one tile of every mirrored couple is computed: where a
@@ -226,7 +244,8 @@ AFFKD_BOTH constexpr bool centers_gradient(const Params& p) {
 }
 
 // Linear kernel alignment, the everyday centered loss: sums over uncentered rows give it, and three
-// launches are enough. They cancel, which sums of double survive for numbers of float.
+// launches are enough. They cancel, which sums of double survive for numbers of float, and those
+// of features without their common offset.
 AFFKD_BOTH constexpr bool is_closed(const Params& p) {
   return is_centered(p) && !centers_gradient(p) && is_mirrored(p) && !p.wide &&
          p.settings.pair == PairFunction::linear && !p.settings.unit && !p.settings.clamped &&

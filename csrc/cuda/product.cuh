@@ -67,7 +67,10 @@ class ProductTile {
   // A common offset of the features is no matter where the rows of V sum to 0 or s_i makes up for
   // it.
   AFFKD_DEVICE bool has_origin() const {
-    return is_closed(p_) || (is_distance(p_.settings.pair) && !p_.settings.unit);
+    const PairFunction pair = p_.settings.pair;
+    const bool centered = is_centered(p_) && pair == PairFunction::linear && !p_.settings.clamped &&
+                          p_.settings.diagonal == Diagonal::keep;
+    return (centered || is_distance(pair)) && !p_.settings.unit;
   }
   AFFKD_DEVICE bool has_sums() const { return p_.settings.unit || is_distance(p_.settings.pair); }
   // nothing tells the rows of a symmetric matrix apart: W' is W
@@ -87,7 +90,8 @@ class ProductTile {
     const double scale = twice * loss_scale(p_);
     first_ = static_cast<T>(scale);
     if (is_closed(p_)) {
-      const Alignment alignment = block_alignment<T>(p_, matrix_, shared_.centered, shared_.totals);
+      const Alignment alignment =
+          block_alignment<T>(p_, matrix_, shared_.centered, shared_.totals, shared_.sums);
       first_ = static_cast<T>(scale * alignment.teacher);
       second_ = static_cast<T>(scale * alignment.student);
       __syncthreads();

@@ -87,9 +87,9 @@ class RowBlock {
   AFFKD_DEVICE void add_to(State& state, T before, bool student, int64_t j) const {
     if (is_centered(p_)) {
       const double after = centered(before, student, j), a = before;
-      state = {state.first + after * after, state.second + a * a};
+      state = {state.first + after * after, state.second + a * a, 0};
     } else {
-      add_to_state(kind_, before, row_.own(j), state);
+      add_to_state(kind_, before, row_.own(j), task_.row * p_.keys + j, state);
     }
   }
 
@@ -115,20 +115,32 @@ class RowBlock {
   AFFKD_DEVICE void prepare_matrix() {
     prepare_centering();
     if (is_global(kind_)) {
-      const double eps = p_.settings.statistic_eps;
       const State state = block_state(p_, true, task_.matrix, shared_.states);
       __syncthreads();
       const State other = block_state(p_, false, task_.matrix, shared_.states);
-      const Statistic student = statistic_of<T>(kind_, state);
-      s_ = scaling_of<T>(student.value, eps);
-      t_ = scaling_of<T>(statistic_of<T>(kind_, other).value, eps);
-      slope_scale_ = static_cast<T>(student.slope_scale);
+      s_ = matrix_scaling(true, state);
+      t_ = matrix_scaling(false, other);
+      slope_scale_ = static_cast<T>(statistic_of<T>(kind_, state).slope_scale);
       maximum_ = static_cast<T>(state.first);
     } else {
       s_ = t_ = scaling_of<T>(1, 0);
     }
     __syncthreads();
     poison_ = block_sum(matrix_poison(), shared_.sums);
+  }
+
+  AFFKD_DEVICE Scaling<T> matrix_scaling(bool student, const State& state) const {
+    const double eps = p_.settings.statistic_eps;
+    if (!is_maximum(kind_)) {
+      return scaling_of<T>(statistic_of<T>(kind_, state).value, eps);
+    }
+    const double maximum = exact_maximum<T>(p_, student, task_.matrix, state, shared_.sums);
+    Scaling<T> scaling = scaling_of<T>(maximum, eps);
+    if (scaling.divisor - scaling.divisor == T{0}) {
+      // what the largest entry is itself, which makes it exactly 1
+      scaling.divisor = static_cast<T>(state.first);
+    }
+    return scaling;
   }
 
   // NaN where an item that the panel has to do with is inf or NaN, else 0
@@ -242,10 +254,11 @@ class RowBlock {
       return;
     }
     const T weight = static_cast<T>(weight_);
-    const T through = stage_.statistic_slope(student, s_, maximum_, own) * s_.multiplier;
+    const T through = stage_.statistic_slope(student, s_, maximum_, own);
     const T correction = has_second(p_) ? T{0} : static_cast<T>(correction_);
-    const T first = weight * (pair.slope * s_.multiplier - correction * through);
-    const T second = through * slope_scale_;
+    // of a saturated softmax the two nearly cancel
+    const T first = weight * ((pair.slope - correction * through) * s_.multiplier);
+    const T second = through * s_.multiplier * slope_scale_;
     if (scales && terms.flows) {
       sums_.scale_first += first * held;
       sums_.scale_second += second * held;

@@ -10,21 +10,24 @@ template <typename T>
 constexpr double kEpsilon = sizeof(T) == 4 ? 0x1p-23 : 0x1p-52;
 
 AFFKD_DEVICE State empty_state(Normalization kind) {
-  return {is_maximum(kind) ? -static_cast<double>(INFINITY) : 0.0, 0.0};
+  return {is_maximum(kind) ? -static_cast<double>(INFINITY) : 0.0, 0.0, 0};
 }
 
-// A maximum counts its ties, and NaN is one that stays.
+// A maximum counts its ties and knows the first of them, and NaN is one that stays.
 AFFKD_DEVICE State join_states(Normalization kind, State a, State b) {
   if (!is_maximum(kind)) {
-    return {a.first + b.first, a.second + b.second};
+    return {a.first + b.first, a.second + b.second, 0};
   }
   const double largest = b.first > a.first || b.first != b.first ? b.first : a.first;
   const double ties = (a.first == largest ? a.second : 0) + (b.first == largest ? b.second : 0);
-  return {largest, ties};
+  const bool of_b = b.first == largest && (a.first != largest || b.place < a.place);
+  return {largest, ties, of_b ? b.place : a.place};
 }
 
-// One more entry of A. Of a mean that leaves the diagonal out, `own` entries do not count.
-AFFKD_DEVICE void add_to_state(Normalization kind, double a, bool own, State& state) {
+// One more entry of A, which lies at `place`. Of a mean that leaves the diagonal out, `own` entries
+// do not count.
+AFFKD_DEVICE void add_to_state(Normalization kind, double a, bool own, int64_t place,
+                               State& state) {
   switch (kind) {
     case Normalization::frobenius:
       state.first += a * a;
@@ -32,7 +35,7 @@ AFFKD_DEVICE void add_to_state(Normalization kind, double a, bool own, State& st
     case Normalization::mean_positive:
       // not `a > 0`, which NaN fails: a matrix of NaN would count as nothing
       if (!(a <= 0)) {
-        state = {state.first + a, state.second + 1};
+        state = {state.first + a, state.second + 1, 0};
       }
       return;
     case Normalization::mean_offdiag:
@@ -41,10 +44,10 @@ AFFKD_DEVICE void add_to_state(Normalization kind, double a, bool own, State& st
       }
       [[fallthrough]];
     case Normalization::mean_all:
-      state = {state.first + a, state.second + 1};
+      state = {state.first + a, state.second + 1, 0};
       return;
     default:
-      state = join_states(kind, state, {a, 1});
+      state = join_states(kind, state, {a, 1, place});
   }
 }
 
