@@ -15,7 +15,7 @@ from torch.nn.modules.loss import _Loss
 from .dispatch import in_functorch
 from .inputs import Inputs, canonical_inputs
 from .kernels.angle import COINCIDENT, angle_sum
-from .ops import _once
+from .ops import no_second_derivative
 from .spec import ITEMS, LossSpec, make_spec
 
 __all__ = ["RKDAngleLoss", "rkd_angle_loss"]
@@ -242,7 +242,7 @@ def _save_gradient(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tens
 def _angle_backward(ctx: Any, grad: Tensor, _: Any) -> tuple[Tensor | None, ...]:
     (gradient,) = ctx.saved_tensors
     # in the wider dtype until here, so that a small weight or count flushes nothing to zero
-    gradient = _once((grad * gradient).to(ctx.student.dtype), ctx.student)
+    gradient = no_second_derivative((grad * gradient).to(ctx.student.dtype), ctx.student)
     return gradient, None, None, None, None
 
 

@@ -199,7 +199,9 @@ class FusedRowLosses(torch.autograd.Function):
         for i, gradient in zip(_DIFFERENTIABLE, result[1:], strict=True):
             if gradient is not None:
                 gradient = gradient.to(tensors[i].dtype)
-                out[3 + i] = _once(from_items(gradient, tensors[i].shape, spec.items), tensors[i])
+                out[3 + i] = no_second_derivative(
+                    from_items(gradient, tensors[i].shape, spec.items), tensors[i]
+                )
         return tuple(out)
 
 
@@ -219,7 +221,7 @@ def _saved(x: Tensor | float | None) -> Tensor | None:
     return x.clone() if x.is_inference() else x
 
 
-def _once(gradient: Tensor, like: Tensor) -> Tensor:
+def no_second_derivative(gradient: Tensor, like: Tensor) -> Tensor:
     """Under create_graph, make a second differentiation an error instead of a silent zero."""
     return _NoSecondDerivative.apply(gradient, like) if torch.is_grad_enabled() else gradient
 
@@ -285,7 +287,7 @@ def _loss_and_grad_backward(ctx: Any, grad_loss: Tensor | None, *_: Any) -> tupl
         saved = zip(_DIFFERENTIABLE, ctx.saved_tensors, ctx.sources, ctx.needs, strict=True)
         for i, gradient, source, need in saved:
             if need:
-                out[i] = _once((gradient * grad_loss).to(source.dtype), source)
+                out[i] = no_second_derivative((gradient * grad_loss).to(source.dtype), source)
     return tuple(out)
 
 
@@ -327,7 +329,7 @@ def _row_losses_backward(ctx: Any, grad_rows: Tensor) -> tuple[Any, ...]:
         if need:
             source = inputs[i]
             assert source is not None
-            out[i] = _once(gradient.to(source.dtype), source)
+            out[i] = no_second_derivative(gradient.to(source.dtype), source)
     return tuple(out)
 
 

@@ -67,7 +67,7 @@ def normalized_affinity(spec: LossSpec, inputs: Inputs, side: str = "student") -
         column = spec.axis == "column"
         if column:
             inputs, offset = _exchanged(inputs, offset)
-        pairs, diagonal = _pairs(spec, inputs, offset)
+        pairs, diagonal = pairs_of(spec, inputs, offset)
         normalized, _ = _side(spec, inputs, side, pairs, diagonal)
         return normalized.transpose(1, 2) if column else normalized
 
@@ -110,7 +110,7 @@ def _exchanged(inputs: Inputs, offset: int | None) -> tuple[Inputs, int | None]:
 
 def _row_losses(spec: LossSpec, inputs: Inputs, offset: int | None) -> tuple[Tensor, Tensor]:
     """r_i [N, Q], and the pairs that take part [N, Q, K]."""
-    pairs, diagonal = _pairs(spec, inputs, offset)
+    pairs, diagonal = pairs_of(spec, inputs, offset)
     student, student_log = _side(spec, inputs, "student", pairs, diagonal)
     teacher, teacher_log = _side(spec, inputs, "teacher", pairs, diagonal)
     if student_log is not None and teacher_log is not None and spec.loss.needs_distribution:
@@ -148,7 +148,7 @@ def _reduced(spec: LossSpec, rows: Tensor, pairs: Tensor) -> Tensor:
     return total / count.clamp(min=1)
 
 
-def _pairs(spec: LossSpec, inputs: Inputs, offset: int | None) -> tuple[Tensor, Tensor | None]:
+def pairs_of(spec: LossSpec, inputs: Inputs, offset: int | None) -> tuple[Tensor, Tensor | None]:
     """The pairs that take part [N, Q, K], and which of them lie on the diagonal [Q, K] or None."""
     n, q = inputs.student.shape[:2]
     k = inputs.num_keys

@@ -109,7 +109,7 @@ def test_float32_products_are_as_good_as_eager_away_from_convergence(
     keys: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What a GPU with few float64 units computes, or one that was told not to be exact."""
-    monkeypatch.setattr(factored, "_product_dtype", lambda inputs: inputs.dtype)
+    monkeypatch.setattr(factored, "product_dtype", lambda inputs: inputs.dtype)
     student, teacher = torch.randn(300, 16, requires_grad=True), torch.randn(300, 24)
     options = {"weight": 2.0}
     if keys:
@@ -146,8 +146,8 @@ def test_which_products_a_gpu_takes(
     with FakeTensorMode():
         features = torch.empty(8, 4, dtype=dtype, device="cuda")
     inputs, _ = canonical_inputs(make_spec(*TRIPLES[0]), features, features)
-    assert factored._product_dtype(inputs) == expected
-    assert factored._moment_dtype(inputs) == torch.float64
+    assert factored.product_dtype(inputs) == expected
+    assert factored.moment_dtype(inputs) == torch.float64
 
 
 def test_which_triples_have_a_factored_form() -> None:

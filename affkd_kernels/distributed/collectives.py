@@ -113,30 +113,21 @@ class ReduceScatter(torch.autograd.Function):
         return Gather.apply(grad, ctx.shards, grad.dtype), None
 
 
-class GatherForSameLoss(torch.autograd.Function):
+class GatherForSameLoss(Gather):
     """`Gather` for a scalar that every rank computes from all rows, and so has alike."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, shards: Shards, wire: torch.dtype) -> Tensor:
-        ctx.shards = shards
-        return all_gather(x.to(wire), shards).to(x.dtype)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
         return _SumOfEqual.apply(grad, ctx.shards), None, None
 
 
-class _SumOfEqual(torch.autograd.Function):
+class _SumOfEqual(ReduceScatter):
     """`ReduceScatter` of what is the same on all ranks: a product, without communication."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, shards: Shards) -> Tensor:
         ctx.shards = shards
         return x[shards.own] * len(shards.sizes)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        return Gather.apply(grad, ctx.shards, grad.dtype), None
 
 
 class SumOverRanks(torch.autograd.Function):

@@ -18,9 +18,9 @@ from ..components import Frobenius, Gram, RowL2, SqEuclidean
 from ..dispatch import make_plan
 from ..inputs import Inputs, full_precision
 from ..kernels import factored, moments
-from ..kernels.factors import Centering, Side, _masked, _operand
+from ..kernels.factors import Centering, Side, operand_of, without_masked
 from ..kernels.result import LossAndGrad, Needs
-from ..ops import _once
+from ..ops import no_second_derivative
 from ..spec import LossSpec
 from .collectives import Shards, all_reduce
 
@@ -76,7 +76,9 @@ class _FactoredLoss(torch.autograd.Function):
     def backward(ctx: Any, grad_loss: Tensor) -> tuple[Tensor | None, ...]:
         # see collectives.py: averaging over the ranks must give the one gradient
         gradients = (
-            None if saved is None else _once((saved * grad_loss * ctx.ranks).to(like.dtype), like)
+            None
+            if saved is None
+            else no_second_derivative((saved * grad_loss * ctx.ranks).to(like.dtype), like)
             for saved, like in zip(ctx.saved_tensors, ctx.sources, strict=True)
         )
         return (None, None, None, None, *gradients)
@@ -86,17 +88,17 @@ def _loss_and_grad(spec: LossSpec, inputs: Inputs, shards: Shards, needs: Needs)
     """This rank's part of the gradients, and the loss of all."""
     items = _valid_items(inputs, shards)
     student, teacher = _sides(spec, inputs, items, shards)
-    dtype, products = factored._moment_dtype(inputs), factored._product_dtype(inputs)
+    dtype, products = factored.moment_dtype(inputs), factored.product_dtype(inputs)
     own = moments.key_moments(student, teacher, dtype, products)
     diagonal = None
-    if factored._lacks_diagonal(spec):
+    if factored.lacks_diagonal(spec):
         diagonal = moments.diagonal_of(student, teacher, 0, dtype)
     everybody = moments.Moments(*_sum_over_ranks(shards, *own))
     call = factored.Call(spec, student, teacher, everybody, products, diagonal)
 
     partners = (items - 1 if spec.diagonal == "exclude" else items).clamp(min=0)
     count = {"mean": items * partners, "batchmean": items * (partners > 0)}.get(spec.reduction)
-    weight = factored._weight(spec, inputs, everybody.student)
+    weight = factored.weight_of(spec, inputs, everybody.student)
     if count is not None:
         weight = weight / count.clamp(min=1)
     shared = weight.dim() == 0 and not isinstance(spec.normalization, RowL2)
@@ -108,7 +110,7 @@ def _loss_and_grad(spec: LossSpec, inputs: Inputs, shards: Shards, needs: Needs)
     if slopes is None:
         return LossAndGrad(total)
     # with one alpha and beta the mean of dX is 0, so that centering it changes nothing
-    gradients = factored._gradients(student._replace(centering=None), slopes, needs)
+    gradients = factored.gradients_of(student._replace(centering=None), slopes, needs)
     d_student, _, d_scale = (x if x is None else x.masked_fill(nothing, 0.0) for x in gradients)
     return LossAndGrad(total, d_student, None, None if d_scale is None else d_scale.to(total))
 
@@ -122,17 +124,17 @@ def _shared_terms(
         sums = moments.matrix_sums(student, teacher, everybody)
     else:
         rows = moments.row_sums(student, teacher, everybody, dtype)
-        own = factored._without_diagonal(rows, diagonal).total()
+        own = factored.without_diagonal(rows, diagonal).total()
         sums = moments.Sums(*_sum_over_ranks(shards, *own))
-    losses, *coefficients = factored._loss_terms(
-        spec, sums, weight.expand(1, 1), factored._floors(call)
+    losses, *coefficients = factored.loss_terms(
+        spec, sums, weight.expand(1, 1), factored.floors_of(call)
     )
     if not want_products:
         return losses.sum(), None
     alpha, beta = (2 * x.unsqueeze(-1) for x in coefficients)  # [1, 1, 1]
     to_own, to_cross = _maps(call)
     maps = (alpha.to(dtype) * to_own, beta.to(dtype) * to_cross)
-    minus = factored._diagonal_part(diagonal, alpha, beta)
+    minus = factored.diagonal_part(diagonal, alpha, beta)
     operands = (student.queries, teacher.queries)
     return losses.sum(), (moments.combined(operands, maps, minus=minus), None)
 
@@ -143,8 +145,8 @@ def _row_terms(
     """The loss [] and dX, where rows have their own alpha and beta."""
     spec, student, teacher, everybody, dtype, diagonal = call
     sums = moments.row_sums(student, teacher, everybody, dtype)
-    sums = factored._without_diagonal(sums, diagonal)
-    losses, *coefficients = factored._loss_terms(
+    sums = factored.without_diagonal(sums, diagonal)
+    losses, *coefficients = factored.loss_terms(
         spec, sums, weight.expand(sums.student.shape), (0.0, 0.0)
     )
     if not want_products:
@@ -153,10 +155,10 @@ def _row_terms(
     weights = alpha.to(dtype), beta.to(dtype)
     own = moments.weighted_moments(student, teacher, weights, everybody.student.dtype)
     total, *weighted = _sum_over_ranks(shards, losses.sum(), *own)
-    d_own = factored._diagonal_part(diagonal, alpha, beta)
+    d_own = factored.diagonal_part(diagonal, alpha, beta)
     operands = (student.queries, teacher.queries)
     d_queries = moments.combined(operands, _maps(call), weights, d_own)
-    return total, factored._with_keys(call, d_queries, (weighted[0], weighted[1]), d_own)
+    return total, factored.with_keys(call, d_queries, (weighted[0], weighted[1]), d_own)
 
 
 def _maps(call: factored.Call) -> tuple[Tensor, Tensor]:
@@ -176,16 +178,19 @@ def _valid_items(inputs: Inputs, shards: Shards) -> Tensor:
 def _sides(spec: LossSpec, inputs: Inputs, items: Tensor, shards: Shards) -> tuple[Side, Side]:
     """The factors of own rows, about the mean of all ranks' where there is one to subtract."""
     affinity, dtype, mask = spec.affinity, inputs.dtype, inputs.mask
-    rows = [_masked(x.detach(), mask, dtype) for x in (inputs.student, inputs.teacher)]
+    rows = [without_masked(x.detach(), mask, dtype) for x in (inputs.student, inputs.teacher)]
     if isinstance(affinity, SqEuclidean):
         # distances ignore a common offset, and float32 does not
-        rows = [_masked(x - m.to(dtype), mask, dtype) for x, m in _with_means(rows, items, shards)]
-    operands = [_operand(affinity, x, mask) for x in rows]
+        rows = [
+            without_masked(x - m.to(dtype), mask, dtype)
+            for x, m in _with_means(rows, items, shards)
+        ]
+    operands = [operand_of(affinity, x, mask) for x in rows]
     queries = [operand.query_factor() for operand in operands]
     centerings: list[tuple[Centering, Centering] | None] = [None, None]
     if isinstance(spec.normalization, Frobenius) and spec.normalization.center:
         about = [(x, Centering(m, items)) for x, m in _with_means(queries, items, shards)]
-        queries = [_masked(x - c.mean.to(dtype), mask, dtype) for x, c in about]
+        queries = [without_masked(x - c.mean.to(dtype), mask, dtype) for x, c in about]
         centerings = [(c, c) for _, c in about]
     distances = isinstance(affinity, SqEuclidean)
     keys = [o.key_factor() for o in operands] if distances else queries

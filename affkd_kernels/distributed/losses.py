@@ -22,6 +22,7 @@ from ..components import NoNormalization, RowL1, RowL2, RowSum, Softmax
 from ..dispatch import make_plan
 from ..inputs import Inputs, canonical_inputs
 from ..kernels.counts import Counts
+from ..ops import summed
 from ..spec import LossSpec
 from . import factored
 from .collectives import ScaleGradient, Shards, SumOverRanks
@@ -98,7 +99,7 @@ def _own_matrices(spec: LossSpec, group: Any, tensors: tuple[Any, ...]) -> Tenso
     inputs, _ = canonical_inputs(spec, *tensors)
     if spec.axis != "both" or inputs.student_keys is None:
         exchanged = inputs.exchanged() if spec.axis == "column" else inputs
-        local = functional.evaluate(_summed(spec), *tensors)
+        local = functional.evaluate(summed(spec), *tensors)
         return mean_over_ranks(local, _count(spec, exchanged), group)
     # rows and columns have counts of their own
     halves = [_own_matrices(_along(spec, axis), group, tensors) for axis in ("row", "column")]
@@ -175,7 +176,7 @@ def _row_form(spec: LossSpec, inputs: Inputs, group: Any) -> Tensor:
     """The loss of everybody's queries, each rank's against the keys that it has at hand."""
     if spec.reduction == "none":
         return _of_matrices(spec, inputs).squeeze(0)
-    total = _of_matrices(_summed(spec), inputs)
+    total = _of_matrices(summed(spec), inputs)
     if spec.reduction in ("mean", "batchmean"):
         return mean_over_ranks(total, _count(spec, inputs), group)
     # one matrix in all
@@ -217,10 +218,6 @@ def _of_matrices(spec: LossSpec, inputs: Inputs) -> Tensor:
     return functional.evaluate(dataclasses.replace(spec, items="tokens"), *inputs)
 
 
-def _summed(spec: LossSpec) -> LossSpec:
-    return dataclasses.replace(spec, reduction="sum")
-
-
 def _along(spec: LossSpec, axis: str) -> LossSpec:
     """The spec of one axis of a softmax."""
     if spec.axis == axis or not isinstance(spec.normalization, Softmax):
@@ -239,5 +236,5 @@ def _count(spec: LossSpec, inputs: Inputs) -> Tensor | int:
         counts = Counts.of(spec, inputs)
         return counts.pairs if spec.reduction == "mean" else counts.rows
     offset = 0 if inputs.student_keys is None else spec.diagonal_offset
-    pairs, _ = reference._pairs(spec, inputs, offset)
+    pairs, _ = reference.pairs_of(spec, inputs, offset)
     return pairs.sum() if spec.reduction == "mean" else pairs.any(-1).sum()

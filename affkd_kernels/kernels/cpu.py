@@ -98,11 +98,8 @@ def _call(
 
 def _call_exchanged(spec: LossSpec, inputs: Inputs, needs: Needs, algorithm: str) -> LossAndGrad:
     """The row form of A': queries and keys trade places, and so do their gradients."""
-    traded = Needs(needs.student_keys, needs.student, needs.student_scale)
-    result = _call(spec, inputs.exchanged(), traded, algorithm, exchanged=True)
-    return result._replace(
-        grad_student=result.grad_student_keys, grad_student_keys=result.grad_student
-    )
+    traded = _call(spec, inputs.exchanged(), needs.exchanged(), algorithm, exchanged=True)
+    return traded.exchanged()
 
 
 def _contiguous(inputs: Inputs) -> Inputs:

@@ -65,7 +65,7 @@ def loss_and_grad(spec: LossSpec, inputs: Inputs, needs: Needs, algorithm: str) 
         return _call_exchanged(spec, inputs, needs, algorithm, 1.0)
     by_row = _call(spec, inputs, needs, algorithm, 0.5)
     by_column = _call_exchanged(spec, inputs, needs, algorithm, 0.5)
-    return LossAndGrad(*map(_sum, by_row, by_column))  # type: ignore[arg-type]
+    return by_row.plus(by_column)
 
 
 def plain_call(spec: LossSpec, inputs: Inputs, algorithm: str) -> PlainCall | None:
@@ -126,15 +126,8 @@ def _call_exchanged(
     spec: LossSpec, inputs: Inputs, needs: Needs, algorithm: str, factor: float
 ) -> LossAndGrad:
     """The row form of A': queries and keys trade places, and so do their gradients."""
-    traded = Needs(needs.student_keys, needs.student, needs.student_scale)
-    result = _call(spec, inputs.exchanged(), traded, algorithm, factor, exchanged=True)
-    return result._replace(
-        grad_student=result.grad_student_keys, grad_student_keys=result.grad_student
-    )
-
-
-def _sum(a: Tensor | None, b: Tensor | None) -> Tensor | None:
-    return None if a is None or b is None else a.add_(b)
+    traded = _call(spec, inputs.exchanged(), needs.exchanged(), algorithm, factor, exchanged=True)
+    return traded.exchanged()
 
 
 def _options(

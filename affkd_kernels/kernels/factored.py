@@ -70,12 +70,12 @@ def unsupported(spec: LossSpec, has_pair_mask: bool) -> str | None:
         return f"loss {spec.loss.name!r} has no closed form"
     if has_pair_mask:
         return "a pair_mask needs the pairs"
-    if _lacks_diagonal(spec) and spec.whole_matrix:
+    if lacks_diagonal(spec) and spec.whole_matrix:
         return "a diagonal of zeros under centering has no closed form"
     return None
 
 
-def _lacks_diagonal(spec: LossSpec) -> bool:
+def lacks_diagonal(spec: LossSpec) -> bool:
     """Whether A_ii counts as 0 or not at all, where the product of the factors has a value.
 
     An item's distance to its own key is 0 even if the two tensors do not agree on it.
@@ -97,10 +97,10 @@ class Call(NamedTuple):
     @staticmethod
     def of(spec: LossSpec, inputs: Inputs) -> Call:
         student, teacher = factorize(spec, inputs)
-        products = _product_dtype(inputs)
-        moments = key_moments(student, teacher, _moment_dtype(inputs), products)
+        products = product_dtype(inputs)
+        moments = key_moments(student, teacher, moment_dtype(inputs), products)
         diagonal = None
-        if _lacks_diagonal(spec):
+        if lacks_diagonal(spec):
             offset = spec.diagonal_offset or 0
             diagonal = diagonal_of(student, teacher, offset, moments.student.dtype)
         return Call(spec, student, teacher, moments, products, diagonal)
@@ -115,7 +115,7 @@ def loss_and_grad(spec: LossSpec, inputs: Inputs, needs: Needs, algorithm: str) 
     call = Call.of(spec, inputs)
     counts = Counts.of(spec, inputs)
     moment = call.moments.student
-    weight = _weight(spec, inputs, moment) * counts.reciprocal(spec.reduction, moment)
+    weight = weight_of(spec, inputs, moment) * counts.reciprocal(spec.reduction, moment)
     one_statistic = isinstance(spec.normalization, Frobenius)
     none_needed = isinstance(spec.normalization, NoNormalization) and weight.dim() == 0
     if one_statistic or (none_needed and call.student.symmetric):
@@ -126,7 +126,7 @@ def loss_and_grad(spec: LossSpec, inputs: Inputs, needs: Needs, algorithm: str) 
     loss = counts.zero_without_pairs(losses, per_row).sum().to(inputs.dtype)
     if products is None:
         return LossAndGrad(loss)
-    d_student, d_keys, d_scale = _gradients(call.student, products, needs)
+    d_student, d_keys, d_scale = gradients_of(call.student, products, needs)
     if d_student is not None:
         d_student = counts.zero_without_pairs(d_student, per_row=True)
     if d_keys is not None:
@@ -138,28 +138,28 @@ def row_losses(spec: LossSpec, inputs: Inputs, algorithm: str) -> Tensor:
     """The row losses r_i [N, Q], in the computation dtype."""
     call = Call.of(spec, inputs)
     sums = row_sums(call.student, call.teacher, call.moments, call.products)
-    sums = _without_diagonal(sums, call.diagonal)
-    weight = _weight(spec, inputs, call.moments.student).expand_as(sums.student)
-    rows, _, _ = _loss_terms(spec, sums, weight, _floors(call))
+    sums = without_diagonal(sums, call.diagonal)
+    weight = weight_of(spec, inputs, call.moments.student).expand_as(sums.student)
+    rows, _, _ = loss_terms(spec, sums, weight, floors_of(call))
     return Counts.of(spec, inputs).zero_without_pairs(rows, per_row=True).to(inputs.dtype)
 
 
-def _moment_dtype(inputs: Inputs) -> torch.dtype:
+def moment_dtype(inputs: Inputs) -> torch.dtype:
     """Of moments and of sums over pairs."""
     # what has no float64 at all is no CPU and no CUDA device
     return torch.float64 if inputs.student.device.type in ("cpu", "cuda") else inputs.dtype
 
 
-def _product_dtype(inputs: Inputs) -> torch.dtype:
+def product_dtype(inputs: Inputs) -> torch.dtype:
     """Of products over rows: float32 where float64 is slow, or nobody asked for as much."""
     device = inputs.student.device
     if device.type != "cuda" or inputs.dtype == torch.float64:
-        return _moment_dtype(inputs)
+        return moment_dtype(inputs)
     fast = torch.cuda.get_device_capability(device) in _FAST_FLOAT64
     return torch.float64 if fast and float32_precision() == "ieee" else torch.float32
 
 
-def _weight(spec: LossSpec, inputs: Inputs, like: Tensor) -> Tensor:
+def weight_of(spec: LossSpec, inputs: Inputs, like: Tensor) -> Tensor:
     """What multiplies each row's sum of squares, [] or [N, Q], but for the reduction's count."""
     if inputs.row_weight is None:
         return torch.full((), spec.weight, dtype=like.dtype, device=like.device)
@@ -176,9 +176,9 @@ def _sums_then_products(
         sums = matrix_sums(student, teacher, moments)
     else:
         sums = row_sums(student, teacher, moments, call.products)
-    sums = _without_diagonal(sums, call.diagonal)
-    losses, *coefficients = _loss_terms(
-        call.spec, sums, weight.expand_as(sums.student), _floors(call)
+    sums = without_diagonal(sums, call.diagonal)
+    losses, *coefficients = loss_terms(
+        call.spec, sums, weight.expand_as(sums.student), floors_of(call)
     )
     if not want_products:
         return losses, None
@@ -187,7 +187,7 @@ def _sums_then_products(
     to_own = (moments.student * student.scale).to(call.products)
     to_cross = (moments.cross.mT * teacher.scale).to(call.products)
     operands = (student.queries, teacher.queries)
-    d_own = _diagonal_part(call.diagonal, alpha, beta)
+    d_own = diagonal_part(call.diagonal, alpha, beta)
     if alpha.shape[1] == 1 and student.symmetric:
         # one alpha and beta for a symmetric A: dL/dA is symmetric, and dK = dF
         minus = None if d_own is None else (2 * d_own[0], d_own[1])
@@ -197,7 +197,7 @@ def _sums_then_products(
     weights = alpha.to(to_own).expand(shape), beta.to(to_own).expand(shape)
     d_queries = combined(operands, (to_own, to_cross), weights, d_own)
     weighted = weighted_moments(student, teacher, weights, moments.student.dtype)
-    return losses, _with_keys(call, d_queries, weighted, d_own)
+    return losses, with_keys(call, d_queries, weighted, d_own)
 
 
 def _row_by_row(call: Call, weight: Tensor, want_products: bool) -> tuple[Tensor, Products | None]:
@@ -211,25 +211,25 @@ def _row_by_row(call: Call, weight: Tensor, want_products: bool) -> tuple[Tensor
     for chunk in row_chunks(student, teacher, call.moments, call.products):
         rows = chunk.rows
         diagonal = None if call.diagonal is None else call.diagonal.of(rows)
-        sums = _without_diagonal(chunk.sums, diagonal)
-        losses[:, rows], a, b = _loss_terms(call.spec, sums, weight[:, rows], (0.0, 0.0))
+        sums = without_diagonal(chunk.sums, diagonal)
+        losses[:, rows], a, b = loss_terms(call.spec, sums, weight[:, rows], (0.0, 0.0))
         if d_queries is None:
             continue
         alpha[:, rows], beta[:, rows] = a, b
         a, b = (x.to(chunk.own).unsqueeze(-1) for x in (a, b))
         part = a * student.scale * chunk.own + b * teacher.scale * chunk.cross
-        d_own = _diagonal_part(diagonal, a, b)
+        d_own = diagonal_part(diagonal, a, b)
         d_queries[:, rows] = part if d_own is None else part - d_own[0] * d_own[1]
         add_product(own, (chunk.student * a).mT, chunk.student)
         add_product(cross, (chunk.teacher * b).mT, chunk.student)
     if d_queries is None:
         return losses, None
-    d_own = _diagonal_part(call.diagonal, alpha.unsqueeze(-1), beta.unsqueeze(-1))
+    d_own = diagonal_part(call.diagonal, alpha.unsqueeze(-1), beta.unsqueeze(-1))
     weighted = (own * student.scale, cross * teacher.scale)
-    return losses, _with_keys(call, d_queries, weighted, d_own)
+    return losses, with_keys(call, d_queries, weighted, d_own)
 
 
-def _diagonal_part(
+def diagonal_part(
     diagonal: Diagonal | None, alpha: Tensor, beta: Tensor
 ) -> tuple[Tensor, Tensor] | None:
     """dL/dA_ii [N, Q, 1], which the moments hold and the loss does not, and its keys [N, Q, R]."""
@@ -239,7 +239,7 @@ def _diagonal_part(
     return d_own, diagonal.keys
 
 
-def _with_keys(
+def with_keys(
     call: Call,
     d_queries: Tensor,
     weighted: tuple[Tensor, Tensor],
@@ -260,7 +260,7 @@ def _with_keys(
     return (d_queries.add_(d_keys), None) if student.symmetric else (d_queries, d_keys)
 
 
-def _without_diagonal(sums: Sums, diagonal: Diagonal | None) -> Sums:
+def without_diagonal(sums: Sums, diagonal: Diagonal | None) -> Sums:
     """Take the diagonal out of the sums; "zero" and "exclude" differ in the counts alone."""
     if diagonal is None:
         return sums
@@ -281,7 +281,7 @@ def _remainder(total: Tensor, part: Tensor) -> Tensor:
     return rest.masked_fill(rest <= 8 * torch.finfo(total.dtype).eps * total, 0.0)
 
 
-def _floors(call: Call) -> tuple[Tensor | float, Tensor | float]:
+def floors_of(call: Call) -> tuple[Tensor | float, Tensor | float]:
     """The norm up to which each side's centered matrix counts as zero."""
     normalization = call.spec.normalization
     if not (isinstance(normalization, Frobenius) and normalization.center):
@@ -292,7 +292,7 @@ def _floors(call: Call) -> tuple[Tensor | float, Tensor | float]:
     )
 
 
-def _loss_terms(
+def loss_terms(
     spec: LossSpec, sums: Sums, weight: Tensor, floors: tuple[Tensor | float, Tensor | float]
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Weighted losses per row (or per matrix), and the alpha and beta of dL/dA, [N, Q or 1]."""
@@ -326,7 +326,7 @@ def _inverse_root(square: Tensor, eps: float, floor: Tensor | float) -> Tensor:
     return inverse.masked_fill(nothing, 0.0)
 
 
-def _gradients(
+def gradients_of(
     student: Side, products: Products, needs: Needs
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     """Gradients of student, student keys and student scale."""

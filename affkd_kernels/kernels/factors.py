@@ -191,19 +191,19 @@ def _operands(
     affinity: Affinity, inputs: Inputs, queries: Tensor, keys: Tensor | None
 ) -> tuple[Operand, Operand | None]:
     dtype, mask, key_mask = inputs.dtype, inputs.mask, inputs.key_mask
-    query_rows = _masked(queries, mask, dtype)
-    key_rows = None if keys is None else _masked(keys, key_mask, dtype)
+    query_rows = without_masked(queries, mask, dtype)
+    key_rows = None if keys is None else without_masked(keys, key_mask, dtype)
     if isinstance(affinity, SqEuclidean):
         # distances ignore a common offset, and float32 does not
         about = _mean(query_rows, mask) if key_rows is None else _mean(key_rows, key_mask)
         origin = about.mean.to(dtype)
-        query_rows = _masked(query_rows - origin, mask, dtype)
-        key_rows = None if key_rows is None else _masked(key_rows - origin, key_mask, dtype)
-    key_operand = None if key_rows is None else _operand(affinity, key_rows, key_mask)
-    return _operand(affinity, query_rows, mask), key_operand
+        query_rows = without_masked(query_rows - origin, mask, dtype)
+        key_rows = None if key_rows is None else without_masked(key_rows - origin, key_mask, dtype)
+    key_operand = None if key_rows is None else operand_of(affinity, key_rows, key_mask)
+    return operand_of(affinity, query_rows, mask), key_operand
 
 
-def _operand(affinity: Affinity, rows: Tensor, mask: Tensor | None) -> Operand:
+def operand_of(affinity: Affinity, rows: Tensor, mask: Tensor | None) -> Operand:
     column = None if mask is None else mask.unsqueeze(-1)
     if not isinstance(affinity, Cosine):
         return Operand(affinity, rows, None, column)
@@ -215,7 +215,7 @@ def _operand(affinity: Affinity, rows: Tensor, mask: Tensor | None) -> Operand:
     return Operand(affinity, rows * inverse, inverse, column)
 
 
-def _masked(x: Tensor, mask: Tensor | None, dtype: torch.dtype) -> Tensor:
+def without_masked(x: Tensor, mask: Tensor | None, dtype: torch.dtype) -> Tensor:
     x = x.to(dtype)
     return x if mask is None else x.masked_fill(~mask.unsqueeze(-1), 0.0)
 
@@ -230,4 +230,4 @@ def _centered(x: Tensor, column: Tensor | None) -> tuple[Tensor, Centering]:
     """x minus its mean over the valid rows, and that mean; masked rows stay 0."""
     mask = None if column is None else column.squeeze(-1)
     about = _mean(x, mask)
-    return _masked(x - about.mean.to(x.dtype), mask, x.dtype), about
+    return without_masked(x - about.mean.to(x.dtype), mask, x.dtype), about

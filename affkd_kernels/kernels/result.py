@@ -15,6 +15,10 @@ class Needs(NamedTuple):
     student_keys: bool = False
     student_scale: bool = False
 
+    def exchanged(self) -> Needs:
+        """The same of a call whose queries and keys traded places (`Inputs.exchanged`)."""
+        return Needs(self.student_keys, self.student, self.student_scale)
+
 
 class LossAndGrad(NamedTuple):
     """A loss and its gradients, all in the computation dtype (float32 or float64).
@@ -27,6 +31,19 @@ class LossAndGrad(NamedTuple):
     grad_student: Tensor | None = None  # [N, Q, Ds]
     grad_student_keys: Tensor | None = None  # [N, K, Ds]
     grad_student_scale: Tensor | None = None  # []
+
+    def exchanged(self) -> LossAndGrad:
+        """The result of the call that this one's queries and keys traded places in."""
+        return self._replace(
+            grad_student=self.grad_student_keys, grad_student_keys=self.grad_student
+        )
+
+    def plus(self, other: LossAndGrad) -> LossAndGrad:
+        """Adds a result with the same gradients, in place."""
+        for mine, others in zip(self, other, strict=True):
+            if mine is not None:
+                mine.add_(others)  # type: ignore[arg-type]
+        return self
 
 
 # (student, teacher, whether the student's gradient is wanted) -> the loss and that gradient, which

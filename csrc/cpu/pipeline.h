@@ -27,7 +27,7 @@ class Pipeline {
                   !centers_features(settings)),
         wants_gradient_(matrix.query_gradient != nullptr || matrix.key_gradient != nullptr ||
                         matrix.scale_gradient_wanted),
-        fused_(wants_gradient_ && correction_is_known()) {}
+        correction_(wants_gradient_ ? cheapest_correction() : Correction::swept) {}
 
   void run() {
     prepare();
@@ -45,7 +45,7 @@ class Pipeline {
       teacher_square_ = square_before_centering(pairs_.teacher);
     }
     finish_statistics();
-    if (!fused_) {
+    if (correction_ == Correction::swept) {
       sweep([this](const Tile<T>& tile) { add_losses(tile); },
             [this](const Tile<T>& tile) { add_column_losses(tile); });
       finish_corrections();
@@ -57,7 +57,7 @@ class Pipeline {
       sweep_gradients();
       if (guess_failed()) {
         sweep_again();
-      } else if (fused_ && corrects_afterwards()) {
+      } else if (correction_ == Correction::late) {
         add_late_corrections();
       }
       finish_gradients();
@@ -184,7 +184,7 @@ class Pipeline {
     const T teacher_scale = static_cast<T>(1 / settings_.teacher_tau);
     for (int64_t i = 0; i < tile.rows; ++i) {
       Row row = row_of(tile, i, buffers);
-      if (fused_ && has_closed_correction()) {
+      if (follows_from_sums()) {
         RowSums& sums = rows_.sums[tile.row + i];
         sums.correction += dot_row(row.student, row.teacher, tile.columns, row.mask);
         sums.square += dot_row(row.student, row.student, tile.columns, row.mask);
@@ -217,42 +217,17 @@ class Pipeline {
   void find_linear_sums();
   void find_linear_sums_of(const PreparedSide<T>& side, RowState* states) const;
 
-  // c = 2 w sum_j (P - T) P follows from sums of squares and products, all there after one sweep
-  bool has_closed_correction() const {
-    return settings_.loss == Loss::mse ? divides_by_sums() : guesses_correction();
-  }
-
-  // whether a sweep over the affinities finds what they are divided by
-  bool divides_by_sums() const {
-    const Normalization kind = settings_.normalization;
-    return kind != Normalization::none && kind != Normalization::max_detached && !softmax_ &&
-           !sums_are_linear();
-  }
-
-  // The same of smooth L1, as long as all differences are below beta: where a sweep is dear, it is
-  // worth trying, unless beta is so small that it cannot be true.
-  bool guesses_correction() const {
-    return settings_.loss == Loss::smooth_l1 && settings_.beta > kEpsilon<T> && !pairs_.dense() &&
-           divides_by_sums();
-  }
-
-  // c = -1 + sum_j t eps / (s + eps), and a row's part of a linear A is a sum over the keys: the
-  // small rest can follow after the sweep that finds it.
-  bool corrects_afterwards() const {
-    return settings_.normalization == Normalization::row_sum && sums_are_linear() &&
-           settings_.loss == Loss::kl_forward && !pairs_.dense();
-  }
-
-  // c needs no sweep of its own, so that the losses can go along with the gradients
-  bool correction_is_known() const {
-    const Normalization kind = settings_.normalization;
-    if (kind == Normalization::none || kind == Normalization::max_detached) {
-      return true;
-    }
-    if (softmax_) {
-      return settings_.loss == Loss::kl_forward || settings_.loss == Loss::cross_entropy;
-    }
-    return has_closed_correction() || corrects_afterwards();
+  // Where c comes from. All but a sweep let the losses go along with the gradients.
+  enum class Correction {
+    constant,  // none, or the -1 of a softmax
+    closed,    // 2 w sum_j (P - T) P, from sums of squares and products that one sweep finds
+    guessed,   // the same of smooth L1, right as long as all differences are below beta
+    late,      // -1, and the small rest is a sum over the keys after the sweep that finds it
+    swept,     // from a sweep over the losses
+  };
+  Correction cheapest_correction() const;
+  bool follows_from_sums() const {
+    return correction_ == Correction::closed || correction_ == Correction::guessed;
   }
 
   bool rows_of_one_statistic() const {
@@ -329,7 +304,7 @@ class Pipeline {
   const bool softmax_;
   const bool centered_;  // by double centering the pairs
   const bool wants_gradient_;
-  bool fused_;  // losses and gradients in one sweep
+  Correction correction_;
 
   Lines<T> rows_{};
   Lines<T> columns_{};      // where they have losses too

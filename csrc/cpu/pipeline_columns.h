@@ -62,7 +62,8 @@ template <typename T>
 void Pipeline<T>::finish_column_corrections() {
   for (int64_t j = 0; j < matrix_.keys; ++j) {
     // sum_i s dl/ds = -sum_i t = -1
-    columns_.terms.correction[j] = fused_ ? T{-1} : static_cast<T>(columns_.sums[j].correction);
+    columns_.terms.correction[j] =
+        correction_ == Correction::swept ? static_cast<T>(columns_.sums[j].correction) : T{-1};
   }
 }
 

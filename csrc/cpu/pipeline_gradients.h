@@ -27,8 +27,8 @@ RowSums Pipeline<T>::affinity_gradient(const Tile<T>& tile, int64_t i,
                            maximum_};
   T* out = buffers.gradient;
   const auto gradient = [&](auto mirror) {
-    return fused_ ? row_gradient<mirror.get, true>(settings_, row, out)
-                  : row_gradient<mirror.get, false>(settings_, row, out);
+    return correction_ == Correction::swept ? row_gradient<mirror.get, false>(settings_, row, out)
+                                            : row_gradient<mirror.get, true>(settings_, row, out);
   };
   const RowSums sums = columns_too_ ? gradient(Constant<Mirror::columns>{})
                        : mirrored   ? gradient(Constant<Mirror::rows>{})
@@ -124,7 +124,7 @@ void Pipeline<T>::add_mirror_products(const Tile<T>& tile, T* products, T* sums)
 // The correction was guessed, and wrongly: now with the true one.
 template <typename T>
 void Pipeline<T>::sweep_again() {
-  fused_ = false;
+  correction_ = Correction::swept;
   const auto clear = [](T* products, int64_t count) {
     if (products != nullptr) {
       __builtin_memset(products, 0, sizeof(T) * static_cast<size_t>(count));
@@ -185,7 +185,7 @@ void Pipeline<T>::sweep_gradients() {
   };
   if (!pairs_.dense()) {
     pairs_.sweep_tiles(pairs_.parallel, [&](const Tile<T>& tile) {
-      if (fused_ && pairs_.is_mirrored(tile)) {
+      if (correction_ != Correction::swept && pairs_.is_mirrored(tile)) {
         pairs_.visit_transposed(tile, [this](const Tile<T>& mirror) { add_losses(mirror); });
       }
       visit(tile);

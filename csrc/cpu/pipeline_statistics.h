@@ -59,7 +59,7 @@ void Pipeline<T>::finish_statistics() {
   for (int64_t j = 0; columns_too_ && j < matrix_.keys; ++j) {
     finish_softmax(columns_, j);
   }
-  if (fused_) {
+  if (correction_ != Correction::swept) {
     finish_known_corrections();
   }
 }
@@ -174,11 +174,34 @@ double Pipeline<T>::square_before_centering(const PreparedSide<T>& side) const {
   return scale * scale * (columns * of_rows + rows * of_columns + rows * columns * grand * grand);
 }
 
+template <typename T>
+typename Pipeline<T>::Correction Pipeline<T>::cheapest_correction() const {
+  const Normalization kind = settings_.normalization;
+  const Loss loss = settings_.loss;
+  if (kind == Normalization::none || kind == Normalization::max_detached) {
+    return Correction::constant;
+  }
+  if (softmax_) {
+    const bool constant = loss == Loss::kl_forward || loss == Loss::cross_entropy;
+    return constant ? Correction::constant : Correction::swept;
+  }
+  if (sums_are_linear()) {
+    const bool late = kind == Normalization::row_sum && loss == Loss::kl_forward;
+    return late && !pairs_.dense() ? Correction::late : Correction::swept;
+  }
+  if (loss == Loss::mse) {
+    return Correction::closed;
+  }
+  // where a sweep is dear it is worth trying, unless beta is so small that it cannot be true
+  const bool guess = loss == Loss::smooth_l1 && settings_.beta > kEpsilon<T> && !pairs_.dense();
+  return guess ? Correction::guessed : Correction::swept;
+}
+
 // c where no sweep over the losses is needed for it
 template <typename T>
 void Pipeline<T>::finish_known_corrections() {
   for (int64_t i = 0; i < matrix_.queries; ++i) {
-    if (has_closed_correction()) {
+    if (follows_from_sums()) {
       const double student = exact_multiplier(rows_.terms.student, i);
       const double teacher = exact_multiplier(rows_.terms.teacher, i);
       const double squares = rows_.sums[i].square * student * student;
@@ -187,7 +210,7 @@ void Pipeline<T>::finish_known_corrections() {
     } else if (softmax_) {
       // sum_j s dl/ds = -sum_j t = -1
       rows_.sums[i].correction = matrix_.pairs[i] > 0 ? -1 : 0;
-    } else if (corrects_afterwards()) {
+    } else if (correction_ == Correction::late) {
       // all but -sum_j t eps / (s + eps), and nothing where t is 0
       rows_.sums[i].correction = rows_.terms.teacher.multiplier[i] == 0 ? 0 : -1;
     }
@@ -210,7 +233,7 @@ bool Pipeline<T>::guess_failed() const {
   for (int64_t i = 0; i < matrix_.queries; ++i) {
     beyond += rows_.sums[i].beyond;
   }
-  return guesses_correction() && beyond > 0;
+  return correction_ == Correction::guessed && beyond > 0;
 }
 
 template <typename T>

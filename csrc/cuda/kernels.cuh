@@ -81,13 +81,8 @@ struct Kernel {
   size_t shared_bytes;
 };
 
-// what a kernel gets without asking the driver for more
-constexpr size_t kSharedBytes = 48 << 10;
-
 template <typename T, Precision P>
 inline Kernel kernel_of(Phase phase) {
-  static_assert(sizeof(typename GramTile<T, P>::Shared) <= kSharedBytes);
-  static_assert(sizeof(typename ProductTile<T, P>::Shared) <= kSharedBytes);
   switch (phase) {
     case Phase::gram:
       return {gram_kernel<T, P>, shared_bytes<typename GramTile<T, P>::Shared>()};
@@ -124,7 +119,7 @@ inline Kernel find_kernel(Phase phase, const Params& p) {
 // The angle loss takes two launches: angle_blocks(p) blocks, and one.
 template <typename T>
 __global__ void __launch_bounds__(kThreads, kBlocks<T>)
-    angle_kernel(AFFKD_KERNEL_PARAMETER const AngleParams p) {
+    angle_kernel(const __grid_constant__ AngleParams p) {
   using Block = AngleBlock<T>;
   AFFKD_DYNAMIC_SHARED(typename Block::Shared, shared);
   Block(p, *shared).run();
@@ -132,7 +127,7 @@ __global__ void __launch_bounds__(kThreads, kBlocks<T>)
 
 template <typename T>
 __global__ void __launch_bounds__(kThreads)
-    angle_sum_kernel(AFFKD_KERNEL_PARAMETER const AngleParams p) {
+    angle_sum_kernel(const __grid_constant__ AngleParams p) {
   AFFKD_DYNAMIC_SHARED(double, scratch);
   finish_angle(p, scratch);
 }

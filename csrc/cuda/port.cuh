@@ -14,8 +14,6 @@
   T* const name = reinterpret_cast<T*>(affkd_shared)
 
 #define AFFKD_DEVICE __device__ __forceinline__
-// a parameter that is read where it lies, not copied by every thread
-#define AFFKD_KERNEL_PARAMETER __grid_constant__
 
 namespace affkd::cuda {
 
@@ -70,6 +68,5 @@ AFFKD_DEVICE unsigned arrive(unsigned* counter) {
 }  // namespace affkd::cuda
 
 #else
-#define __grid_constant__
 #include "host_port.h"  // tests/cuda_host
 #endif

@@ -10,10 +10,10 @@
 #define __global__
 #define __device__
 #define __host__
+#define __grid_constant__
 #define __launch_bounds__(...)
 
 #define AFFKD_DEVICE inline
-#define AFFKD_KERNEL_PARAMETER
 #define AFFKD_DYNAMIC_SHARED(T, name) \
   T* const name = reinterpret_cast<T*>(host::self()->block->shared.get())
 

@@ -27,7 +27,7 @@ def loss_and_grad(spec: LossSpec, inputs: Inputs, needs: Needs, algorithm: str) 
             return _other_direction(spec, inputs, needs, algorithm, 1.0)
         by_row = _one_direction(spec, inputs, needs, algorithm, 0.5)
         by_column = _other_direction(spec, inputs, needs, algorithm, 0.5)
-        return LossAndGrad(*map(_sum, by_row, by_column))  # type: ignore[arg-type]
+        return by_row.plus(by_column)
 
 
 def row_losses(spec: LossSpec, inputs: Inputs, algorithm: str) -> Tensor:
@@ -62,11 +62,8 @@ def _other_direction(
     """The row form of A': queries and keys trade places, and so do their gradients."""
     if inputs.student_keys is None:
         return _one_direction(spec, inputs, needs, algorithm, factor)
-    traded = Needs(needs.student_keys, needs.student, needs.student_scale)
-    result = _one_direction(_exchanged(spec), inputs.exchanged(), traded, algorithm, factor)
-    return result._replace(
-        grad_student=result.grad_student_keys, grad_student_keys=result.grad_student
-    )
+    spec, inputs, needs = _exchanged(spec), inputs.exchanged(), needs.exchanged()
+    return _one_direction(spec, inputs, needs, algorithm, factor).exchanged()
 
 
 @functools.lru_cache(maxsize=128)
@@ -75,10 +72,6 @@ def _exchanged(spec: LossSpec) -> LossSpec:
     if not spec.diagonal_offset:
         return spec
     return dataclasses.replace(spec, diagonal_offset=-spec.diagonal_offset)
-
-
-def _sum(a: Tensor | None, b: Tensor | None) -> Tensor | None:
-    return None if a is None or b is None else a.add_(b)
 
 
 def _on_device(device: torch.device) -> AbstractContextManager[Any]:
