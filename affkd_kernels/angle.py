@@ -13,9 +13,9 @@ from torch import Tensor
 from torch.nn.modules.loss import _Loss
 
 from .dispatch import in_functorch
-from .inputs import Inputs, canonical_inputs
+from .inputs import Inputs, canonical_inputs, has_tangent, refuse_tangents
 from .kernels.angle import COINCIDENT, angle_sum
-from .ops import no_second_derivative
+from .ops import no_second_derivative, shadow_of
 from .spec import ITEMS, LossSpec, make_spec
 
 __all__ = ["RKDAngleLoss", "rkd_angle_loss"]
@@ -68,8 +68,8 @@ def rkd_angle_loss(
             computes all angles of `"samples"`.
         detach_teacher: False lets the teacher have a gradient; the reference then computes it.
         backend: `"auto"`, or `"reference"` for the literal eager form, which is differentiable
-            twice and stores [L, L, D] and [L, L, L]. Under a `torch.func` transform it is taken
-            anyway.
+            twice and stores [L, L, D] and [L, L, L]. Under a `torch.func` transform, and for
+            features with a forward-mode tangent, it is taken anyway.
 
     Returns:
         A 0-dim tensor, float64 if an input is, else float32. 0.0 where there is no item. It is not
@@ -84,7 +84,8 @@ def rkd_angle_loss(
     inputs = _inputs(layout, process_group, student, teacher, mask)
     x, y, valid = inputs.student, inputs.teacher, inputs.mask
     y = y.detach() if detach_teacher else y
-    if backend == "reference" or not detach_teacher or in_functorch():
+    transformed = in_functorch() or has_tangent((x, y))
+    if backend == "reference" or not detach_teacher or transformed:
         total = _reference_sum(x, y, valid, beta)
     else:
         need_gradient = torch.is_grad_enabled() and x.requires_grad
@@ -220,6 +221,7 @@ def _reference_angles(x: Tensor, mask: Tensor | None) -> Tensor:
 def _angle_op(
     student: Tensor, teacher: Tensor, mask: Tensor | None, beta: float, need_gradient: bool
 ) -> tuple[Tensor, Tensor]:
+    refuse_tangents("the fused angle loss", (student, teacher))
     return angle_sum(student, teacher, mask, beta, need_gradient)
 
 
@@ -235,15 +237,13 @@ def _(
 def _save_gradient(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
     ctx.mark_non_differentiable(output[1])
     ctx.save_for_backward(output[1])
-    # not saved for backward: its values are not needed, so a change in place is no error
-    ctx.student = inputs[0]
+    ctx.shadow = shadow_of(inputs[0])
 
 
 def _angle_backward(ctx: Any, grad: Tensor, _: Any) -> tuple[Tensor | None, ...]:
     (gradient,) = ctx.saved_tensors
     # in the wider dtype until here, so that a small weight or count flushes nothing to zero
-    gradient = no_second_derivative((grad * gradient).to(ctx.student.dtype), ctx.student)
-    return gradient, None, None, None, None
+    return no_second_derivative(grad * gradient, ctx.shadow), None, None, None, None
 
 
 _angle_op.register_autograd(_angle_backward, setup_context=_save_gradient)

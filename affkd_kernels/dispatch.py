@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import torch
 
-from .inputs import Inputs
+from .inputs import Inputs, has_tangent
 from .kernels import factored
 from .kernels.lookup import missing
 from .spec import LossSpec
@@ -84,6 +84,8 @@ def reference_only(spec: LossSpec, inputs: Inputs) -> str | None:
         return "meta tensors have no values"
     if in_functorch():
         return "a torch.func transform is active"
+    if has_tangent(inputs):
+        return "the fused kernels have no forward-mode derivative"
     return None
 
 
@@ -146,15 +148,15 @@ def _workspace(spec: LossSpec, device: str) -> int:
 def _fused_backend(inputs: Inputs, algorithm: str) -> tuple[str, str]:
     """The backend that "auto" takes, and why, where there is a choice."""
     device = inputs.student.device.type
-    absent = {name: missing(name, device) for name in FUSED[device]}
-    present = [name for name, reason in absent.items() if reason is None]
-    if len(absent) == 1:
-        return present[0], ""
+    if len(FUSED[device]) == 1:
+        return FUSED[device][0], ""
     best, why = _best_on_gpu(inputs, algorithm)
-    if absent[best] is None:
+    absent = missing(best, device)
+    if absent is None:
         return best, f"{why} (estimated, not yet measured)"
-    _warn_once(f"affkd_kernels would take {best} kernels for some losses, {why}: {absent[best]}")
-    return present[0], f"{best} kernels are missing"
+    _warn_once(f"affkd_kernels would take {best} kernels for some losses, {why}: {absent}")
+    other = next(name for name in FUSED[device] if name != best)
+    return other, f"{best} kernels are missing"
 
 
 def _best_on_gpu(inputs: Inputs, algorithm: str) -> tuple[str, str]:
@@ -168,12 +170,15 @@ def _best_on_gpu(inputs: Inputs, algorithm: str) -> tuple[str, str]:
 
 def fused_missing(device: str) -> str | None:
     """Why no fused kernels for pairs run on this device, or None where they do."""
-    reasons = [missing(backend, device) for backend in FUSED.get(device, ())]
+    reasons: list[str] = []
+    for backend in FUSED.get(device, ()):
+        reason = missing(backend, device)
+        if reason is None:
+            return None
+        reasons.append(reason)
     if not reasons:
         return f"there are no fused kernels for pairs on {device!r} devices"
-    if None in reasons:
-        return None
-    reason = "; ".join(filter(None, reasons))
+    reason = "; ".join(reasons)
     _warn_once(f"affkd_kernels computes some losses on the slower reference path: {reason}")
     return reason
 

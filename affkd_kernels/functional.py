@@ -17,7 +17,7 @@ from .dispatch import (
     num_threads,
     reference_only,
 )
-from .inputs import Inputs, canonical_inputs, to_items
+from .inputs import Inputs, canonical_inputs, has_tangent, to_items
 from .kernels.result import PlainCall
 from .spec import LossSpec, make_spec, traced_spec
 
@@ -179,7 +179,7 @@ def evaluate(
         from . import distributed
 
         return distributed.evaluate(spec, process_group, tensors)
-    if torch.compiler.is_compiling() or in_functorch():
+    if torch.compiler.is_compiling() or in_functorch() or has_tangent(tensors):
         return _evaluate_in_graph(spec, tensors)
     plan, plain_call = _eager_plan(spec, tensors)
     if plain_call is not None:
@@ -244,9 +244,10 @@ _NO_OPTIONS = (None,) * len(PER_CALL)
 
 
 def _constants_detached(tensors: tuple[Any, ...]) -> tuple[Any, ...]:
-    """The teacher is a constant: without this, its requires_grad would reach the loss."""
+    """The teacher is a constant: else its requires_grad or its tangent would reach the loss."""
     constants = [tensors[i] for i in _TEACHER]
-    if not any(isinstance(x, Tensor) and x.requires_grad for x in constants):
+    differentiated = any(isinstance(x, Tensor) and x.requires_grad for x in constants)
+    if not differentiated and not has_tangent(constants):
         return tensors
     return tuple(
         x.detach() if i in _TEACHER and isinstance(x, Tensor) else x for i, x in enumerate(tensors)

@@ -6,11 +6,13 @@ Whatever the caller holds (samples, token sequences, feature maps) becomes one c
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from .components import Gram
 from .spec import LossSpec
@@ -78,6 +80,27 @@ def full_precision(device_type: str) -> AbstractContextManager[Any]:
     if torch.amp.is_autocast_available(device_type) and torch.is_autocast_enabled(device_type):
         return torch.autocast(device_type, enabled=False)
     return nullcontext()
+
+
+def has_tangent(tensors: Iterable[Any]) -> bool:
+    """Whether forward-mode AD wants a derivative of any, which `torch.no_grad` does not call off.
+
+    An op of ours would lose it without a word: only what is made of torch's own ops carries it on.
+    """
+    # no dual number outlives its level
+    if torch.compiler.is_compiling() or forward_ad._current_level < 0:
+        return False
+    duals = (x for x in tensors if isinstance(x, Tensor))
+    return any(forward_ad.unpack_dual(x).tangent is not None for x in duals)
+
+
+def refuse_tangents(what: str, tensors: Iterable[Any]) -> None:
+    """A NotImplementedError where a tangent would be lost."""
+    if has_tangent(tensors):
+        raise NotImplementedError(
+            f"{what} has no forward-mode derivative, got a tensor with a tangent; use "
+            'backend="reference" in one process, which has'
+        )
 
 
 def to_items(name: str, x: Tensor, items: str) -> Tensor:

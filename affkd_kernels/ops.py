@@ -17,7 +17,14 @@ import torch
 from torch import Tensor
 
 from .dispatch import make_plan
-from .inputs import Inputs, canonical_inputs, from_items, full_precision, known_inputs
+from .inputs import (
+    Inputs,
+    canonical_inputs,
+    from_items,
+    full_precision,
+    known_inputs,
+    refuse_tangents,
+)
 from .kernels.lookup import module_of
 from .kernels.result import LossAndGrad, Needs, PlainCall
 from .spec import LossSpec, decode
@@ -133,7 +140,7 @@ class FusedLoss(torch.autograd.Function):
     def backward(
         ctx: Any, grad_loss: Tensor | None, *grad_gradients: Tensor | None
     ) -> tuple[Tensor | None, ...]:
-        _refuse_second_derivative(*grad_gradients)
+        refuse_second_derivative(*grad_gradients)
         out: list[Tensor | None] = [None] * (3 + _NUM_TENSORS)
         for i, known, saved in zip(_DIFFERENTIABLE, ctx.kinds, ctx.saved_tensors, strict=True):
             if saved is not None and grad_loss is not None:
@@ -158,7 +165,8 @@ class PlainLoss(torch.autograd.Function):
     def backward(
         ctx: Any, grad_loss: Tensor | None, grad_gradient: Tensor | None
     ) -> tuple[Tensor | None, ...]:
-        _refuse_second_derivative(grad_gradient)
+        if grad_gradient is not None:
+            refuse_second_derivative(grad_gradient)
         (gradient,) = ctx.saved_tensors
         return None, None if grad_loss is None else gradient * grad_loss, None
 
@@ -181,6 +189,7 @@ class FusedRowLosses(torch.autograd.Function):
     ) -> Tensor:
         ctx.save_for_backward(*map(_saved, tensors))
         ctx.numbers = [None if isinstance(x, Tensor) else x for x in tensors]
+        ctx.shadows = [shadow_of(tensors[i]) for i in _DIFFERENTIABLE]
         ctx.plan = (spec, backend, algorithm)
         return without_gradient(spec, backend, algorithm, tensors)
 
@@ -196,12 +205,10 @@ class FusedRowLosses(torch.autograd.Function):
             weighted = inputs._replace(row_weight=_times(rows, inputs.row_weight))
             result = run_loss_and_grad(summed(spec), weighted, needs, backend, algorithm)
         out: list[Tensor | None] = [None] * (3 + _NUM_TENSORS)
-        for i, gradient in zip(_DIFFERENTIABLE, result[1:], strict=True):
+        for i, gradient, shadow in zip(_DIFFERENTIABLE, result[1:], ctx.shadows, strict=True):
             if gradient is not None:
-                gradient = gradient.to(tensors[i].dtype)
-                out[3 + i] = no_second_derivative(
-                    from_items(gradient, tensors[i].shape, spec.items), tensors[i]
-                )
+                gradient = from_items(gradient, tensors[i].shape, spec.items)
+                out[3 + i] = no_second_derivative(gradient, shadow)
         return tuple(out)
 
 
@@ -215,28 +222,59 @@ def _times(rows: Tensor, row_weight: Tensor | None) -> Tensor:
 
 
 def _saved(x: Tensor | float | None) -> Tensor | None:
-    """What save_for_backward takes: a teacher computed in inference mode must be copied."""
+    """What save_for_backward takes: a teacher computed in inference mode must be copied.
+
+    Detached: the graph of a feature that the losses are later added to in place would be a cycle.
+    Changes in place are found all the same, as both have one version.
+    """
     if not isinstance(x, Tensor):
         return None
-    return x.clone() if x.is_inference() else x
+    return x.clone() if x.is_inference() else x.detach()
 
 
-def no_second_derivative(gradient: Tensor, like: Tensor) -> Tensor:
-    """Under create_graph, make a second differentiation an error instead of a silent zero."""
-    return _NoSecondDerivative.apply(gradient, like) if torch.is_grad_enabled() else gradient
+def shadow_of(x: Any) -> Tensor | None:
+    """An empty tensor that depends on what x depends on, in its dtype, and keeps none of it alive.
+
+    A node that keeps x itself is in a cycle with it once x is changed in place by what the node has
+    computed: nobody would free x, nor all that its graph has saved.
+    """
+    if not isinstance(x, Tensor):
+        return None
+    with torch.enable_grad():
+        return _Shadow.apply(x)
+
+
+def no_second_derivative(gradient: Tensor, shadow: Tensor) -> Tensor:
+    """The gradient in the dtype of what `shadow` is of.
+
+    Under create_graph, a second differentiation becomes an error instead of a silent zero.
+    """
+    gradient = gradient.to(shadow.dtype)
+    return _NoSecondDerivative.apply(gradient, shadow) if torch.is_grad_enabled() else gradient
+
+
+# functions of ours, because the dispatcher records nothing while an op's own derivative is set up
+class _Shadow(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x.new_empty(0)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> None:
+        refuse_second_derivative(grad)
 
 
 class _NoSecondDerivative(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, gradient: Tensor, like: Tensor) -> Tensor:
+    def forward(ctx: Any, gradient: Tensor, shadow: Tensor) -> Tensor:
         return gradient.view_as(gradient)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> None:
-        _refuse_second_derivative(grad)
+        refuse_second_derivative(grad)
 
 
-def _refuse_second_derivative(*incoming: Tensor | None) -> None:
+def refuse_second_derivative(*incoming: Tensor | None) -> None:
     """An error where anything flows back into a gradient that a fused path has computed."""
     if any(x is not None for x in incoming):
         raise RuntimeError(
@@ -254,6 +292,7 @@ torch.library.define(f"{NAMESPACE}::row_losses", f"({_TENSORS}) -> Tensor")
 @torch.library.impl(f"{NAMESPACE}::loss_and_grad", "CompositeExplicitAutograd")
 def _loss_and_grad_impl(*args: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     inputs = Inputs(*args[:_NUM_TENSORS])
+    refuse_tangents("a fused loss", inputs)
     text, backend, algorithm, needs = args[_NUM_TENSORS:]
     result = run_loss_and_grad(decode(text), inputs, Needs(*needs), backend, algorithm)
     empty = result.loss.new_empty
@@ -277,17 +316,17 @@ def _loss_and_grad_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor
     ctx.save_for_backward(*output[1:])
     ctx.mark_non_differentiable(*output[1:])
     ctx.set_materialize_grads(False)
-    ctx.sources = [inputs[i] for i in _DIFFERENTIABLE]
+    ctx.shadows = [shadow_of(inputs[i]) for i in _DIFFERENTIABLE]
     ctx.needs = inputs[-1]
 
 
 def _loss_and_grad_backward(ctx: Any, grad_loss: Tensor | None, *_: Any) -> tuple[Any, ...]:
     out: list[Tensor | None] = [None] * (_NUM_TENSORS + 4)
     if grad_loss is not None:
-        saved = zip(_DIFFERENTIABLE, ctx.saved_tensors, ctx.sources, ctx.needs, strict=True)
-        for i, gradient, source, need in saved:
+        saved = zip(_DIFFERENTIABLE, ctx.saved_tensors, ctx.shadows, ctx.needs, strict=True)
+        for i, gradient, shadow, need in saved:
             if need:
-                out[i] = no_second_derivative((gradient * grad_loss).to(source.dtype), source)
+                out[i] = no_second_derivative(gradient * grad_loss, shadow)
     return tuple(out)
 
 
@@ -300,6 +339,7 @@ torch.library.register_autograd(
 def _row_losses_impl(*args: Any) -> Tensor:
     text, backend, algorithm = args[_NUM_TENSORS:]
     inputs = Inputs(*args[:_NUM_TENSORS])
+    refuse_tangents("a fused loss", inputs)
     return run_row_losses(decode(text), inputs, backend, algorithm).contiguous()
 
 
@@ -313,6 +353,7 @@ def _row_losses_fake(*args: Any) -> Tensor:
 
 def _row_losses_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     ctx.save_for_backward(*map(_saved, inputs[:_NUM_TENSORS]))
+    ctx.shadows = [shadow_of(inputs[i]) for i in _DIFFERENTIABLE]
     ctx.plan = inputs[_NUM_TENSORS:]
 
 
@@ -325,11 +366,11 @@ def _row_losses_backward(ctx: Any, grad_rows: Tensor) -> tuple[Any, ...]:
         *weighted, summed(decode(text)).encode(), backend, algorithm, needs
     )
     out: list[Tensor | None] = [None] * (_NUM_TENSORS + 3)
-    for i, gradient, need in zip(_DIFFERENTIABLE, gradients, needs, strict=True):
+    for i, gradient, shadow, need in zip(
+        _DIFFERENTIABLE, gradients, ctx.shadows, needs, strict=True
+    ):
         if need:
-            source = inputs[i]
-            assert source is not None
-            out[i] = no_second_derivative(gradient.to(source.dtype), source)
+            out[i] = no_second_derivative(gradient, shadow)
     return tuple(out)
 
 

@@ -55,10 +55,14 @@ def self_inputs(rows: int, dim: int, seed: int = 0, **options: Any) -> Inputs:
     return pair(seed, rows, dim, teacher_dim=dim + 2, **options)
 
 
+# one that is shared out in many blocks, and a small one that is just not left to one thread
+@pytest.mark.parametrize("shape", [(300, 40), (64, 160)], ids=str)
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
 @pytest.mark.parametrize("triple", TRIPLES, ids=str)
-def test_one_and_two_threads_agree_to_the_bit(triple: Triple, algorithm: str, threads: Any) -> None:
-    inputs = self_inputs(300, 40).to(torch.float32)
+def test_one_and_two_threads_agree_to_the_bit(
+    triple: Triple, algorithm: str, shape: tuple[int, int], threads: Any
+) -> None:
+    inputs = self_inputs(*shape).to(torch.float32)
     results = []
     for count in (1, 2):
         threads(count)
@@ -92,6 +96,34 @@ def test_every_instruction_set_computes_the_contract(
     expected = evaluate(inputs, triple, backend="reference")
     actual = evaluate(inputs, triple, backend="cpp", algorithm=algorithm)
     torch.testing.assert_close(actual, expected, rtol=1e-9, atol=1e-12)
+
+
+# what tells a shifted cosine of 0 from one that rounding left above it
+OPPOSITES = (
+    Triple(part("cosine", shifted=True), part("mean"), part("l1")),
+    Triple(part("cosine", shifted=True), part("row_sum"), part("kl")),
+    Triple(part("polynomial", offset=1.0, unit=True), part("mean"), part("mse")),
+)
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+@pytest.mark.parametrize("capability", CAPABILITIES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("triple", OPPOSITES, ids=str)
+def test_a_single_feature_is_its_sign(
+    triple: Triple, dtype: torch.dtype, capability: str, algorithm: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """Of one feature all directions are equal or opposite, and no gradient turns them."""
+    monkeypatch.setenv("AFFKD_CPU_CAPABILITY", capability)
+    for seed, rows in enumerate((5, 40, 130)):
+        inputs = pair(seed, rows, 1, teacher_dim=1).to(dtype)
+        exact, _ = evaluate(inputs.to(torch.float64), triple, backend="reference")
+        loss, gradient = evaluate(inputs, triple, backend="cpp", algorithm=algorithm)
+        # what sums along a row may round
+        within = rows * torch.finfo(dtype).eps
+        torch.testing.assert_close(loss.double(), exact, rtol=within, atol=0)
+        assert not gradient.any()
 
 
 def test_an_unknown_instruction_set_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

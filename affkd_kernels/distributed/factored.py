@@ -20,7 +20,7 @@ from ..inputs import Inputs, full_precision
 from ..kernels import factored, moments
 from ..kernels.factors import Centering, Side, operand_of, without_masked
 from ..kernels.result import LossAndGrad, Needs
-from ..ops import no_second_derivative
+from ..ops import refuse_second_derivative
 from ..spec import LossSpec
 from .collectives import Shards, all_reduce
 
@@ -51,11 +51,14 @@ def loss(spec: LossSpec, inputs: Inputs, shards: Shards) -> Tensor:
         student=grad and inputs.student.requires_grad,
         student_scale=grad and scale is not None and scale.requires_grad,
     )
-    return _FactoredLoss.apply(spec, inputs, shards, needs, inputs.student, scale)
+    return _FactoredLoss.apply(spec, inputs, shards, needs, inputs.student, scale)[0]
 
 
 class _FactoredLoss(torch.autograd.Function):
-    """All communication is in the forward; the backward multiplies."""
+    """All communication is in the forward; the backward multiplies.
+
+    The gradients are outputs too, for the reason that `ops.FusedLoss` gives.
+    """
 
     @staticmethod
     def forward(
@@ -65,21 +68,27 @@ class _FactoredLoss(torch.autograd.Function):
         shards: Shards,
         needs: Needs,
         *sources: Tensor | None,
-    ) -> Tensor:
+    ) -> tuple[Tensor | None, ...]:
         with full_precision(inputs.student.device.type):
             result = _loss_and_grad(spec, inputs, shards, needs)
-        ctx.save_for_backward(result.grad_student, result.grad_student_scale)
-        ctx.sources, ctx.ranks = sources, len(shards.sizes)
-        return result.loss
+        gradients = (result.grad_student, result.grad_student_scale)
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(*gradients)
+        ctx.dtypes = [None if x is None else x.dtype for x in sources]
+        ctx.ranks = len(shards.sizes)
+        return result.loss, *gradients
 
     @staticmethod
-    def backward(ctx: Any, grad_loss: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(
+        ctx: Any, grad_loss: Tensor | None, *grad_gradients: Tensor | None
+    ) -> tuple[Tensor | None, ...]:
+        refuse_second_derivative(*grad_gradients)
         # see collectives.py: averaging over the ranks must give the one gradient
         gradients = (
             None
-            if saved is None
-            else no_second_derivative((saved * grad_loss * ctx.ranks).to(like.dtype), like)
-            for saved, like in zip(ctx.saved_tensors, ctx.sources, strict=True)
+            if saved is None or grad_loss is None
+            else (saved * grad_loss * ctx.ranks).to(dtype)
+            for saved, dtype in zip(ctx.saved_tensors, ctx.dtypes, strict=True)
         )
         return (None, None, None, None, *gradients)
 

@@ -20,7 +20,7 @@ from torch import Tensor
 from .. import functional, reference
 from ..components import NoNormalization, RowL1, RowL2, RowSum, Softmax
 from ..dispatch import make_plan
-from ..inputs import Inputs, canonical_inputs
+from ..inputs import Inputs, canonical_inputs, refuse_tangents
 from ..kernels.counts import Counts
 from ..ops import summed
 from ..spec import LossSpec
@@ -39,6 +39,7 @@ def evaluate(spec: LossSpec, group: Any, tensors: tuple[Any, ...]) -> Tensor:
     check_group(group)
     if dist.get_world_size(group) == 1:
         return functional.evaluate(spec, *tensors)
+    refuse_tangents("a loss over several ranks", tensors)
     if spec.items != "samples":
         return _own_matrices(spec, group, tensors)
     part = exchange(spec, group, tensors)
@@ -69,6 +70,7 @@ def evaluate(spec: LossSpec, group: Any, tensors: tuple[Any, ...]) -> Tensor:
 def rows_of_all_ranks(spec: LossSpec, group: Any, tensors: tuple[Any, ...]) -> Inputs:
     """The canonical inputs of all ranks' rows, for a scalar that each rank computes from them."""
     check_group(group)
+    refuse_tangents("a loss over several ranks", tensors)
     part = exchange(spec, group, tensors)
     return _all_inputs(spec, _wide(spec, part.inputs), part, same_loss=True)
 
@@ -76,6 +78,7 @@ def rows_of_all_ranks(spec: LossSpec, group: Any, tensors: tuple[Any, ...]) -> I
 @torch.compiler.disable
 def mean_over_ranks(total: Tensor, count: Tensor | int, group: Any) -> Tensor:
     """The sum over the ranks of ``total`` [], divided by that of ``count`` (at least 1)."""
+    refuse_tangents("a loss over several ranks", (total,))
     own_count = torch.as_tensor(count, device=total.device)
     everybody, divisor = SumOverRanks.apply(total, own_count, group)
     return everybody / divisor.clamp(min=1).to(total.dtype)

@@ -9,7 +9,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from ..inputs import FLOATING, Inputs, canonical_inputs
+from ..inputs import FLOATING, Inputs, canonical_inputs, refuse_tangents
 from ..spec import LossSpec
 from .collectives import Gather, GatherForSameLoss, Shards, all_gather
 
@@ -39,10 +39,12 @@ def gather_rows(x: Tensor, process_group: Any) -> Tensor:
 
     Raises:
         TypeError: no tensor, or no process group.
+        NotImplementedError: a tensor with a forward-mode tangent.
     """
     check_group(process_group)
     if not isinstance(x, Tensor) or x.dim() == 0:
         raise TypeError(f"x must be a tensor with rows, got {x!r}")
+    refuse_tangents("gather_rows", (x,))
     mine = torch.tensor([x.shape[0]], device=x.device)
     ranks = dist.get_world_size(process_group)
     rank = dist.get_rank(process_group)

@@ -48,7 +48,9 @@ struct Items {
   // `feature` + j; x may be a vector along the features.
   template <typename Use>
   AFFKD_INLINE void with_change(int64_t first, int64_t feature, Use use) const {
-    if (rows == nullptr && inverse_lengths != nullptr) {
+    if (rows == nullptr && inverse_lengths != nullptr && dim == 1) {
+      use(Signed{inverse_lengths + first});
+    } else if (rows == nullptr && inverse_lengths != nullptr) {
       use(Scaled{inverse_lengths + first, inverse_rests + first});
     } else if (rows == nullptr && mean != nullptr) {
       use(Centered{mean + feature});
@@ -96,6 +98,16 @@ struct Items {
     template <typename X>
     AFFKD_INLINE X operator()(int64_t i, int64_t, X x) const {
       return x * scales[i] + x * rests[i];
+    }
+  };
+
+  // The same of a single feature, of which only the sign is left: 1 / |x| rounds, and opposite
+  // items would be at a cosine of almost -1, which a shifted cosine tells from -1.
+  struct Signed {
+    const T* scales;
+    template <typename X>
+    AFFKD_INLINE X operator()(int64_t i, int64_t, X x) const {
+      return sign(x * scales[i]);
     }
   };
 

@@ -100,7 +100,7 @@ class Pairs {
   // Below this many multiplications a second thread costs more than it brings.
   static bool is_small(const Matrix<T>& matrix) {
     const int64_t dims = matrix.student.dim + matrix.teacher.dim;
-    return matrix.queries * matrix.keys * dims <= (int64_t{1} << 22);
+    return matrix.queries * matrix.keys * dims <= (int64_t{1} << 20);
   }
 
   // Rows and columns of a block: whole panels, and whole groups of the micro-kernel where that is
