@@ -32,7 +32,13 @@ from .tables import table
 # bytes of shared memory that a block may have, by compute capability
 SHARED_LIMIT = {80: 166_912, 90: 232_448, 100: 232_448, 120: 101_376}
 _FORMATS = (("float32", "ieee"), ("float32", "tf32x3"), ("bfloat16", "ieee"), ("float64", "ieee"))
-_OTHER_FORMATS = (("float32", "tf32"), ("float16", "ieee"))
+_OTHER_FORMATS = (
+    ("float32", "tf32"),
+    ("float16", "ieee"),
+    ("bfloat16 x float32", "ieee"),
+    ("bfloat16 x float32", "tf32x3"),
+    ("bfloat16 x float64", "ieee"),
+)
 ANGLE = "rkd_angle"
 # losses that together use every kind of stage
 _SELF = ("pkt", "rkd_distance", "rbf_frobenius", "sp", "irg_edge", "cka")
@@ -50,7 +56,7 @@ class Compilation:
     """A loss on features [items, length], whose kernels are compiled."""
 
     method: str  # a preset, or affinity / normalization / loss
-    dtype: str
+    dtype: str  # of all features, or of the student's x the teacher's
     precision: str
     algorithm: str
     shape: tuple[int, int] = (4096, 512)
@@ -104,6 +110,7 @@ def some_compilations() -> Iterator[Compilation]:
     yield Compilation("pkt", "float32", "tf32x3", "dense")
     yield Compilation("rkd_distance", "bfloat16", "ieee", "tiled")
     yield Compilation("compress", "float32", "ieee", "tiled", (512, 128), 4096)
+    yield Compilation("sp", "bfloat16 x float64", "ieee", "dense")
 
 
 def spec_of(method: str) -> LossSpec:
@@ -119,15 +126,15 @@ def kernels(compilation: Compilation, capability: int) -> Iterator[Any]:
     """What the call would launch; see affkd_kernels/kernels/triton/ahead.py."""
     from affkd_kernels.kernels.triton.ahead import angle_kernels, kernels_of
 
-    dtype = getattr(torch, compilation.dtype)
+    dtypes = [getattr(torch, name) for name in compilation.dtype.split(" x ")]
     if compilation.method == ANGLE:
-        return angle_kernels(dtype, capability)
+        return angle_kernels(dtypes[0], capability)
     spec = spec_of(compilation.method)
     items, length = compilation.shape
-    features = torch.empty(1, items, length, dtype=dtype, device="meta")
-    keys = features.new_empty(1, compilation.keys, length) if compilation.keys else None
+    sides = [torch.empty(1, items, length, dtype=x, device="meta") for x in (dtypes[0], dtypes[-1])]
+    keys = [x.new_empty(1, compilation.keys, length) if compilation.keys else None for x in sides]
     spec = dataclasses.replace(spec, items="tokens")
-    inputs, _ = canonical_inputs(spec, features, features, keys, keys)
+    inputs, _ = canonical_inputs(spec, *sides, *keys)
     needs = Needs(student=True, student_keys=compilation.method == "clip_affinity")
     how = (compilation.algorithm, capability, compilation.precision)
     return kernels_of(spec, inputs, needs, *how)
