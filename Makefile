@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 # what an editable install is made of: a change here, and only here, installs again
 SOURCES := pyproject.toml $(wildcard setup.py MANIFEST.in) $(shell find csrc -type f 2>/dev/null)
-GPU_TESTS := $(wildcard tests/test_gpu_*.py) tests/test_fused.py tests/test_angle.py \
+GPU_TESTS := $(wildcard tests/test_gpu_*.py) tests/test_fused.py $(wildcard tests/test_angle*.py) \
 	tests/test_factored.py tests/test_ops.py tests/test_benchmarks_gpu.py
 # beside, never over, the library that is installed
 SANITIZED := build/sanitize/affkd_kernels/_cpu.abi3.so
@@ -47,7 +47,7 @@ sanitize: $(SANITIZED) ## the tests of the C++ kernels under sanitizers, races b
 	ASAN_OPTIONS=detect_leaks=0:halt_on_error=1:max_malloc_fill_size=1073741824:malloc_fill_byte=255 \
 	UBSAN_OPTIONS=print_stacktrace=1 OMP_NUM_THREADS=2 AFFKD_CPU_LIBRARY=$(CURDIR)/$(SANITIZED) \
 	$(BIN)/python -m pytest --capture=no -m "not slow" -k "cpu or cpp or angle" \
-		tests/test_fused.py tests/test_angle.py $(wildcard tests/test_cpu_*.py)
+		tests/test_fused.py $(wildcard tests/test_angle*.py tests/test_cpu_*.py)
 	AFFKD_CUDA_HOST_EVERY=11 $(BIN)/python -m pytest -k Sanitizers tests/test_cuda_host.py
 
 $(SANITIZED): $(SOURCES) | $(VENV)/.stamp-test

@@ -76,6 +76,22 @@ def _usable(name: str) -> dict[str, str]:
     return IMPLEMENTATIONS[name]
 
 
+@pytest.fixture(params=["eager", "compiled", "triton"])
+def sweep(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """What sums up the triples of RKD's angle loss outside the reference."""
+    from affkd_kernels.kernels import angle
+    from affkd_kernels.kernels.lookup import missing
+
+    device = torch.get_default_device()
+    if request.param == "compiled" and not angle.runs_compiled(device):
+        pytest.skip(f"no compiled sweep on {device.type!r} devices")
+    if request.param == "triton" and missing("triton", device.type):
+        pytest.skip(str(missing("triton", device.type)))
+    monkeypatch.setattr(angle, "runs_compiled", lambda device: request.param == "compiled")
+    monkeypatch.setattr(angle, "runs_triton", lambda device: request.param == "triton")
+    return request.param
+
+
 @pytest.fixture(autouse=True)
 def _deterministic() -> None:
     torch.manual_seed(0)

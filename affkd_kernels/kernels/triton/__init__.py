@@ -7,8 +7,9 @@ The parts, from the outside in:
   launches written down, to be compiled without a GPU.
 - ``prepare``, ``sweeps``, ``gradients``, ``product``: kernels over items and pairs;
   ``combine``, ``centering``, ``finish``: small kernels between them; ``angle``: RKD's angle loss.
-- ``tiles`` and ``stages``: what these kernels are made of; ``choices`` and ``layout``: what they
-  are compiled for, and where things lie in memory.
+- ``runs``, ``tiles`` and ``stages``: what these kernels are made of; ``choices`` and ``layout``:
+  what they are compiled for, and where things lie in memory; ``toolchain``: whether they can be
+  compiled.
 
 Importing this module imports no Triton. Without a GPU the kernels run in Triton's interpreter where
 TRITON_INTERPRET=1 was set before Triton was imported.
@@ -32,7 +33,10 @@ _DEVICES = ("cuda", "xpu")
 
 @functools.cache
 def available(device_type: str) -> tuple[bool, str]:
-    """Whether the kernels can run on this type of device, or why not."""
+    """Whether the kernels can run on this type of device, or why not.
+
+    The first question about a device that is there builds Triton's launcher: a second, once.
+    """
     if importlib.util.find_spec("triton") is None:
         return False, "Triton is not installed (pip install triton)"
     if os.environ.get("TRITON_INTERPRET") == "1":
@@ -45,7 +49,10 @@ def available(device_type: str) -> tuple[bool, str]:
         major, minor = torch.cuda.get_device_capability()
         if major < 8:
             return False, f"this GPU has compute capability {major}.{minor}, and 8.0 is needed"
-    return True, ""
+    from . import toolchain
+
+    reason = toolchain.missing()
+    return reason is None, reason or ""
 
 
 def loss_and_grad(spec: LossSpec, inputs: Inputs, needs: Needs, algorithm: str) -> LossAndGrad:

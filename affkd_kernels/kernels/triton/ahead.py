@@ -19,7 +19,7 @@ from ..result import Needs
 from . import angle, panels
 from .call import Call
 from .configs import Config
-from .plan import Form, Plan
+from .plan import Form, Plan, of_one_width
 
 _POINTERS = {
     torch.float64: "*fp64",
@@ -81,6 +81,7 @@ def kernels_of(
         capability: of the architecture to compile for, as in 90.
         precision: of float32 products: "ieee", "tf32x3" or "tf32".
     """
+    inputs = of_one_width(inputs)
     form = Form.of(spec, inputs, needs, algorithm, 1.0)
     form = form._replace(capability=capability, precision=precision)
     call = Recording(Plan(form), inputs)
@@ -101,7 +102,7 @@ def angle_kernels(dtype: torch.dtype, capability: int) -> Iterator[Shipped]:
     """The sweeps of RKD's angle loss, computed in `dtype`, with and without a gradient."""
     squared = torch.empty(1, 64, 64, dtype=torch.float64, device="meta")
     inverse = squared.to(dtype)
-    args = (squared, inverse, squared, inverse, squared, squared, inverse, squared.shape[1])
+    args = (squared, inverse, squared, inverse, squared, inverse, squared.shape[1], 1.0)
     for linear, gradient in itertools.product((False, True), repeat=2):
         constants = angle.constants(dtype, linear, gradient)
         shipped = _shipped(angle.angle_kernel, args, constants, angle.OPTIONS, capability)
@@ -117,7 +118,10 @@ def _shipped(
 ) -> Shipped:
     names = [parameter.name for parameter in kernel.params]
     general = {parameter.name for parameter in kernel.params if parameter.do_not_specialize}
-    signature = {name: _type(arg) for name, arg in zip(names, args, strict=False)}
+    signature = {
+        parameter.name: parameter.annotation_type or _type(arg)
+        for parameter, arg in zip(kernel.params, args, strict=False)
+    }
     signature |= dict.fromkeys(constants, "constexpr")
     attributes = {
         path: [["tt.divisibility", 16]]
@@ -142,5 +146,5 @@ def _divisible(arg: Any, path: tuple[int, ...], specialized: bool) -> Iterator[t
     if isinstance(arg, tuple):
         for position, entry in enumerate(arg):
             yield from _divisible(entry, (*path, position), specialized)
-    elif isinstance(arg, Tensor) or (specialized and arg % 16 == 0):
+    elif isinstance(arg, Tensor) or (specialized and isinstance(arg, int) and arg % 16 == 0):
         yield path

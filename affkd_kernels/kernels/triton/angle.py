@@ -17,6 +17,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .plan import on_device
+
 # items of a tile, in both directions
 BLOCK = 32
 # with half as many warps float64 spills
@@ -74,7 +76,8 @@ def loss_slope(error, beta, LINEAR: tl.constexpr):
 
 @triton.jit(do_not_specialize=["count"])
 def angle_kernel(
-    student_squared, student_inverse, teacher_squared, teacher_inverse, beta, losses, slopes, count,
+    student_squared, student_inverse, teacher_squared, teacher_inverse, losses, slopes, count,
+    beta: tl.float64,
     SPLIT: tl.constexpr, LINEAR: tl.constexpr, GRADIENT: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """The loss of each tile [programs], and d loss / d squared distance [N, L, L], up to symmetry.
@@ -93,7 +96,7 @@ def angle_kernel(
     other_high, other_low = halves(tl.load(teacher_squared + at, mask=exists, other=0.0), SPLIT)
     other_inverse = tl.load(teacher_inverse + at, mask=exists, other=0.0)
     square = inverse * inverse
-    beta = tl.load(beta).to(inverse.dtype)
+    beta = tl.full((), beta, tl.float64).to(inverse.dtype)
     loss = tl.zeros((BLOCK, BLOCK), inverse.dtype)
     slope = tl.zeros((BLOCK, BLOCK), inverse.dtype)
     from_third = first
@@ -158,11 +161,10 @@ def sweep(s: Any, t: Any, beta: float, need_slope: bool) -> tuple[Tensor, Tensor
     # a beta that underflows is none
     linear = beta < torch.finfo(dtype).tiny
     if programs:
-        angle_kernel[(programs,)](
-            s.squared.contiguous(), s.inverse.contiguous(), t.squared.contiguous(),
-            t.inverse.contiguous(),
-            torch.full((1,), 0.0 if linear else beta, dtype=torch.float64, device=device),
-            losses, s.inverse if slopes is None else slopes, count,
-            **constants(dtype, linear, need_slope), **OPTIONS,
-        )  # fmt: skip
+        with on_device(device):
+            angle_kernel[(programs,)](
+                s.squared.contiguous(), s.inverse.contiguous(), t.squared.contiguous(),
+                t.inverse.contiguous(), losses, s.inverse if slopes is None else slopes, count,
+                0.0 if linear else beta, **constants(dtype, linear, need_slope), **OPTIONS,
+            )  # fmt: skip
     return losses.sum(), slopes

@@ -21,7 +21,7 @@ from .layout import (
     Pairs,
     Side,
 )
-from .plan import Plan, blocks_of, without_spills
+from .plan import Plan, blocks_of, compile_kernel
 
 # items a program prepares, features at a time, and rows that a combining program takes
 ITEMS, FEATURES, ROWS = 16, 64, 128
@@ -77,9 +77,10 @@ class Call:
         self.row_weight = inputs.row_weight
         if self.row_weight is not None:
             self.row_weight = self.row_weight.detach().to(plan.dtype).contiguous()
+        self.numbers = torch.empty(len(plan.numbers), dtype=torch.float64, device=plan.form.device)
         scales = (inputs.student_scale, inputs.teacher_scale)
         self.scales = tuple(
-            plan.numbers[i] if given is None else given.detach() for i, given in enumerate(scales)
+            self.numbers[i] if given is None else given.detach() for i, given in enumerate(scales)
         )
         n, q, k = plan.matrices, plan.queries, plan.keys
         self.row_terms = plan.empty(n * q, int(ROW_TERMS))
@@ -98,7 +99,7 @@ class Call:
             shape = plan.tiles.shape
             self.launch(
                 sweeps.values_kernel,
-                (n * blocks_of(q, shape.rows), blocks_of(k, shape.columns)),
+                (n * blocks_of(q, shape.rows) * blocks_of(k, shape.columns),),
                 self.pairs, q, k, plan.offset, config=plan.tiles, SHAPE=shape,
             )  # fmt: skip
 
@@ -111,16 +112,18 @@ class Call:
         **constants: Any,
     ) -> None:
         """Launch a kernel; `constants` in the order of its signature, after HOW."""
+        constants = {"HOW": self.how, **constants}
         known = self.plan.compiled
         if known:
             # the form of the call determines all that the JIT would look at
             compiled = known[len(self.launched)]
-            compiled[(*grid, 1, 1)[:3]](*args, self.how, *constants.values())
         else:
             options = self.plan.small_options if config is None else config.options
-            constants = {"HOW": self.how, **constants}
-            compiled = kernel[grid](*args, **constants, **options)
-            compiled = without_spills(compiled, kernel, grid, args, constants, options)
+            compiled = compile_kernel(kernel, grid, args, constants, options)
+        if compiled is None:
+            kernel[grid](*args, **constants)
+        else:
+            compiled[(*grid, 1, 1)[:3]](*args, *constants.values())
         self.launched.append(compiled)
 
     def finished(self) -> None:
@@ -135,7 +138,7 @@ class Call:
 
     def or_dummy(self, x: Tensor | None) -> Tensor:
         """A pointer for what the call lacks, which no kernel reads."""
-        return self.plan.numbers if x is None else x
+        return self.numbers if x is None else x
 
     def _items(self, student: Tensor, teacher: Tensor, mask: Tensor | None) -> Items:
         n, count = student.shape[:2]
@@ -156,7 +159,7 @@ class Call:
     def _sums(self, items: Items) -> Sums:
         plan = self.plan
         if not self.how.copied:
-            return Sums(plan.numbers, plan.numbers, 1)
+            return Sums(self.numbers, self.numbers, 1)
         parts = max(1, min(SUM_PARTS, items.size // SUM_ITEMS))
         student, teacher = (
             torch.empty(
@@ -166,9 +169,9 @@ class Call:
         )
         chunks = blocks_of(max(plan.student_dim, plan.teacher_dim, 1), FEATURES)
         self.launch(
-            prepare.sum_kernel, (plan.matrices * parts, chunks, 2), items.student, items.teacher,
-            self.or_dummy(items.mask), student, teacher, _item_strides(items), parts, items.size,
-            MASKED=items.mask is not None, ITEMS=ITEMS, FEATURES=FEATURES,
+            prepare.sum_kernel, (plan.matrices * parts * chunks, 2), items.student, items.teacher,
+            self.or_dummy(items.mask), student, teacher, _item_strides(items), parts, chunks,
+            items.size, MASKED=items.mask is not None, ITEMS=ITEMS, FEATURES=FEATURES,
         )  # fmt: skip
         return Sums(student, teacher, parts)
 
@@ -180,8 +183,8 @@ class Call:
         self.launch(
             prepare.prepare_kernel, (self.plan.matrices * blocks_of(items.size, ITEMS), 2),
             items.student, items.teacher, self.or_dummy(items.mask), copies, sums[:2],
-            other_sums[:2], items.terms, self.matrix_terms, self.plan.numbers,
-            _item_strides(items), sums.parts, other_sums.parts, items.size,
+            other_sums[:2], items.terms, self.matrix_terms, self.numbers, _item_strides(items),
+            sums.parts, other_sums.parts, items.size, *self.plan.numbers,
             MASKED=items.mask is not None, ITEMS=ITEMS, FEATURES=FEATURES,
         )  # fmt: skip
         return items._replace(student=copies[0], teacher=copies[1])
@@ -192,7 +195,7 @@ class Call:
         return Pairs(
             student=_side(queries.student, keys.student, self.scales[0]),
             teacher=_side(queries.teacher, keys.teacher, self.scales[1]),
-            numbers=self.plan.numbers,
+            numbers=self.numbers,
             query_mask=self.or_dummy(queries.mask),
             key_mask=self.or_dummy(keys.mask),
             pair_mask=self.or_dummy(self.pair_mask),
@@ -212,7 +215,7 @@ class Call:
         splits, tiles = plan.splits(blocks, blocks_of(plan.keys, shape.columns))
         partials = plan.empty(plan.matrices * plan.queries, splits, parts)
         self.sweep(
-            kernel, (blocks, splits), self.pairs, partials, plan.queries, plan.keys, plan.offset,
+            kernel, (blocks * splits,), self.pairs, partials, plan.queries, plan.keys, plan.offset,
             tiles, HELD=plan.dense, **constants,
         )  # fmt: skip
         return partials, splits
@@ -227,7 +230,7 @@ class Call:
             column_splits, tiles = plan.splits(blocks, blocks_of(plan.queries, shape.rows))
             columns = plan.empty(plan.matrices * plan.keys, column_splits, int(MEAN_PARTS))
             self.sweep(
-                kernel, (blocks, column_splits), self.pairs, columns, plan.queries, plan.keys,
+                kernel, (blocks * column_splits,), self.pairs, columns, plan.queries, plan.keys,
                 plan.offset, tiles, HELD=plan.dense, COLUMNS=True,
             )  # fmt: skip
         self.launch(

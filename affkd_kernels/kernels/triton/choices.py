@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import functools
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
@@ -19,7 +18,7 @@ _PER_ROW = ("none", "row_l2", "row_l1", "row_sum", "softmax")
 _L2 = ("row_l2", "frobenius", "frobenius_centered")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Choices:
     """The stages of a triple and the options that change the code of a kernel."""
 
@@ -41,6 +40,13 @@ class Choices:
     centered_features: bool
     # the features are copied less their mean
     copied: bool
+
+    def __repr__(self) -> str:
+        """With all that kernels ask of it: Triton's cache, which outlives a version of this file,
+        tells kernels apart by their source and by this text."""
+        names = [field.name for field in fields(self)]
+        names += [name for name, value in vars(Choices).items() if isinstance(value, property)]
+        return f"Choices({', '.join(f'{name}={getattr(self, name)!r}' for name in names)})"
 
     @property
     def distance(self) -> bool:
@@ -137,9 +143,8 @@ def make_choices(
     masks: tuple[bool, bool, bool],
     row_weight: bool,
     dtype: torch.dtype,
-    full_width: bool,
 ) -> Choices:
-    """The choices of a call; `full_width`: no feature is of half precision."""
+    """The choices of a call that is computed in `dtype`."""
     a = spec.affinity
     pair, unit = stage.pair_function(a), stage.unit(a)
     kind = stage.normalization_kind(spec.normalization)
@@ -147,13 +152,7 @@ def make_choices(
     plain = (pair, unit, spec.diagonal, bound) == ("linear", False, "keep", None)
     # centering the features of an inner product centers the matrix without its cancellation; with
     # another loss the gradient would have to be centered too
-    centers = (
-        kind == "frobenius_centered"
-        and plain
-        and full_width
-        and spec.loss.name == "mse"
-        and not row_weight
-    )
+    centers = kind == "frobenius_centered" and plain and spec.loss.name == "mse" and not row_weight
     return Choices(
         pair=pair,
         unit=unit,
@@ -171,19 +170,16 @@ def make_choices(
         number=tl.float64 if dtype == torch.float64 else tl.float32,
         double=dtype == torch.float64,
         centered_features=centers,
-        copied=full_width and (centers or (pair in _DISTANCES and not unit)),
+        copied=centers or (pair in _DISTANCES and not unit),
     )
 
 
-@functools.lru_cache(maxsize=512)
-def make_numbers(
-    spec: LossSpec, factor: float, dims: tuple[int, int], device: torch.device
-) -> torch.Tensor:
-    """The numbers of a spec on the device, float64; the positions are those of layout.py."""
+def make_numbers(spec: LossSpec, factor: float, dims: tuple[int, int]) -> tuple[float, ...]:
+    """The numbers of a spec; the positions are those of layout.py."""
     a, n, loss = spec.affinity, spec.normalization, spec.loss
     softmax = n if isinstance(n, c.Softmax) else c.Softmax()
     bound = stage.lower_bound(a)
-    numbers = [
+    numbers = (
         *stage.scales(a, dims),
         stage.offset(a),
         getattr(a, "eps", 0.0),
@@ -194,5 +190,5 @@ def make_numbers(
         getattr(loss, "beta", 0.0),
         getattr(loss, "eps", 0.0),
         spec.weight * factor,
-    ]
-    return torch.tensor(numbers, dtype=torch.float64, device=device)
+    )
+    return tuple(map(float, numbers))

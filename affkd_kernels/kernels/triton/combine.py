@@ -140,10 +140,12 @@ def store_terms(
     else:
         second = divisor_of(statistic, numbers)
         first = 1.0 / second
+    first = first.to(HOW.number)
     out = row_terms + row * ROW_TERMS + 2 * TEACHER
-    tl.store(out, first.to(HOW.number), mask=exists)
+    tl.store(out, first, mask=exists)
     tl.store(out + 1, second.to(HOW.number), mask=exists)
-    return first
+    # as rounded: c takes out what the sweep, which reads these, puts along the statistic
+    return first.to(tl.float64)
 
 
 @triton.jit
@@ -224,6 +226,19 @@ def statistics_of_matrix(
     return statistic_of_matrix(first, second, squares, HOW)
 
 
+@triton.jit
+def closed_correction(partials, row, exists, splits, m_s, m_t, ROWS: tl.constexpr):
+    """2 sum_j (P - T) P of rows, from sums of the splits (sweeps.add_alignment)."""
+    total = tl.zeros((ROWS,), tl.float64)
+    for split in range(0, splits):
+        part = partials + (row * splits + split) * STATISTIC_PARTS
+        product = tl.load(part + 4, mask=exists, other=0.0).to(tl.float64)
+        difference = tl.load(part + 6, mask=exists, other=0.0).to(tl.float64)
+        ratio = tl.load(part + 7, mask=exists, other=0.0).to(tl.float64)
+        total += m_s * difference - (m_t - ratio * m_s) * product
+    return 2.0 * m_s * total
+
+
 @triton.jit(do_not_specialize=["queries", "keys", "splits"])
 def combine_statistics_kernel(
     pairs, partials, matrix_terms, queries, keys, splits, HOW: tl.constexpr, ROWS: tl.constexpr
@@ -266,8 +281,7 @@ def combine_statistics_kernel(
         weight = row_weights(pairs.row_weight, row, exists, HOW)
         correction = nothing
         if HOW.closed_correction:
-            product = total_part(partials, row, exists, splits, STATISTIC_PARTS, 4, ROWS)
-            correction = 2.0 * weight * (s1 * m_s * m_s - product * m_s * m_t)
+            correction = weight * closed_correction(partials, row, exists, splits, m_s, m_t, ROWS)
         elif HOW.softmax:
             # sum_j s dl/ds = -sum_j t = -1, in the losses that this is stored for
             correction = tl.where(s2 > 0, -weight, 0.0)

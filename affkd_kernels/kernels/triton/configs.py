@@ -55,6 +55,11 @@ def dot_precision() -> str:
     return {"highest": "ieee", "high": "tf32x3", "medium": "tf32"}[setting]
 
 
+def precision_of_copies() -> str:
+    """Of float32 products of what was of half precision: three tf32 products have digits enough."""
+    return "ieee" if torch.version.hip is not None else "tf32x3"
+
+
 @functools.lru_cache(maxsize=16)
 def architecture(device: torch.device) -> tuple[int, int]:
     """Compute capability, as in 90, and the number of multiprocessors."""
@@ -93,8 +98,9 @@ def gradient_config(
     if capability in _LARGE and dtype != torch.float64 and aligned:
         if dtype != torch.float32:
             precision = "ieee"
-        stages = 2 if dtype == torch.float32 and precision == "ieee" else 3
-        return Config(Shape(64, 64, 32, precision, mixed), 8, stages)
+        if dtype == torch.float32 and precision == "ieee":
+            return Config(Shape(64, 64, 16, precision, mixed), 8, 2)
+        return Config(Shape(64, 64, 32, precision, mixed), 8, 3)
     return sweep_config(capability, dtype, precision, mixed, aligned)
 
 

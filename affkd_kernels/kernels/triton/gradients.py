@@ -19,13 +19,8 @@ from .layout import (
     SIZES,
     STUDENT_INVERSE_TAU,
 )
-from .sweeps import (
-    block_of,
-    normalized_pair,
-    part_address,
-    terms_of,
-    tile_losses,
-)
+from .runs import Run, part_address, run_of, tile_of_run
+from .sweeps import normalized_pair, terms_of, tile_losses
 from .tiles import (
     lengths,
     less_means,
@@ -34,7 +29,6 @@ from .tiles import (
     pair_offsets,
     taking_part,
     tile_affinities,
-    tile_of,
 )
 
 
@@ -100,23 +94,15 @@ def gradient_means_kernel(
     """Partial sums of d loss / dA along the rows, or (`COLUMNS`) along the columns."""
     block: tl.constexpr = SHAPE.columns if COLUMNS else SHAPE.rows
     axis: tl.constexpr = 0 if COLUMNS else 1
-    count = queries
-    if COLUMNS:
-        count = keys
-    matrix, item = block_of(count, block)
-    items = item + tl.arange(0, block)
+    run = run_of(queries, keys, tiles, SHAPE, COLUMNS)
     total = tl.zeros((block,), HOW.number)
-    first = tl.program_id(1) * tiles
-    for step in tl.range(first, first + tiles, num_stages=1):
-        row = item
-        column = step * SHAPE.columns
-        if COLUMNS:
-            row = step * SHAPE.rows
-            column = item
-        tile = tile_of(pairs, matrix, row, column, queries, queries, keys, offset, HOW, SHAPE)
+    for step in tl.range(run.first, run.first + tiles, num_stages=1):
+        tile = tile_of_run(pairs, run, step, queries, keys, offset, HOW, SHAPE, COLUMNS)
         a, b, _ = tile_affinities(pairs, tile, HOW, SHAPE, HELD, True)
         total += tl.sum(affinity_gradient(pairs, a, b, tile, HOW), axis)
-    out = part_address(partials, matrix, items, count, MEAN_PARTS)
+    items = run.item + tl.arange(0, block)
+    count = keys if COLUMNS else queries
+    out = part_address(partials, run, items, count, MEAN_PARTS)
     tl.store(out, total, mask=items < count)
 
 
@@ -165,31 +151,29 @@ def gradients_kernel(
     there need be no loop over tiles (`LOOPED`), which takes registers.
     """
     block: tl.constexpr = SHAPE.rows
-    panel, panel_row = block_of(row_count, block)
-    matrix = first_matrix + panel
-    row = row_start + panel_row
-    end = row_start + row_count
-    slopes += (panel * row_count + panel_row) * keys
-    first = tl.program_id(1) * tiles
+    panel = run_of(row_count, keys, tiles, SHAPE)
+    slopes += (panel.matrix * row_count + panel.item) * keys
+    run = Run(
+        first_matrix + panel.matrix, row_start + panel.item, panel.first, panel.split,
+        panel.splits, row_start + row_count,
+    )  # fmt: skip
     if LOOPED:
         loss = tl.zeros((block,), HOW.number)
         count = tl.zeros((block,), HOW.number)
         scale = tl.zeros((block,), HOW.number)
-        for step in tl.range(first, first + tiles, num_stages=1):
-            column = step * SHAPE.columns
-            tile = tile_of(pairs, matrix, row, column, end, queries, keys, offset, HOW, SHAPE)
+        for step in tl.range(run.first, run.first + tiles, num_stages=1):
+            tile = tile_of_run(pairs, run, step, queries, keys, offset, HOW, SHAPE)
             sums = store_slopes(pairs, slopes, tile, HOW, SHAPE, HELD, LOSSES, SCALE)
             loss += sums[0]
             count += sums[1]
             scale += sums[2]
-        rows = row + tl.arange(0, block)
-        out = part_address(partials, matrix, rows, queries, LOSS_PARTS)
+        rows = run.item + tl.arange(0, block)
+        out = part_address(partials, run, rows, queries, LOSS_PARTS)
         if LOSSES:
-            tl.store(out, loss, mask=rows < end)
-            tl.store(out + 2, count, mask=rows < end)
+            tl.store(out, loss, mask=rows < run.end)
+            tl.store(out + 2, count, mask=rows < run.end)
         if SCALE:
-            tl.store(out + 3, scale, mask=rows < end)
+            tl.store(out + 3, scale, mask=rows < run.end)
     else:
-        column = first * SHAPE.columns
-        tile = tile_of(pairs, matrix, row, column, end, queries, keys, offset, HOW, SHAPE)
+        tile = tile_of_run(pairs, run, run.first, queries, keys, offset, HOW, SHAPE)
         store_slopes(pairs, slopes, tile, HOW, SHAPE, HELD, LOSSES, SCALE)

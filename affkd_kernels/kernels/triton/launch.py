@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from contextlib import AbstractContextManager, nullcontext
-from typing import Any
 
-import torch
 from torch import Tensor
 
 from ...inputs import Inputs
@@ -15,12 +12,13 @@ from ...spec import LossSpec
 from ..result import LossAndGrad, Needs
 from . import panels
 from .call import Call
-from .plan import Form, make_plan
+from .plan import Form, make_plan, of_one_width, on_device
 
 
 def loss_and_grad(spec: LossSpec, inputs: Inputs, needs: Needs, algorithm: str) -> LossAndGrad:
     """The loss and the gradients that ``needs`` asks for; see the package's own docstring."""
-    with _on_device(inputs.student.device):
+    inputs = of_one_width(inputs)
+    with on_device(inputs.student.device):
         if spec.axis == "row":
             return _one_direction(spec, inputs, needs, algorithm, 1.0)
         if spec.axis == "column":
@@ -32,9 +30,10 @@ def loss_and_grad(spec: LossSpec, inputs: Inputs, needs: Needs, algorithm: str) 
 
 def row_losses(spec: LossSpec, inputs: Inputs, algorithm: str) -> Tensor:
     """The weighted row losses [N, Q], or [N, K] of a softmax over columns; no gradients."""
+    inputs = of_one_width(inputs)
     if spec.axis == "column" and inputs.student_keys is not None:
         spec, inputs = _exchanged(spec), inputs.exchanged()
-    with _on_device(inputs.student.device):
+    with on_device(inputs.student.device):
         form = Form.of(spec, inputs, Needs(student=False), algorithm, 1.0)
         call = Call(make_plan(form), inputs)
         call.statistics()
@@ -72,10 +71,3 @@ def _exchanged(spec: LossSpec) -> LossSpec:
     if not spec.diagonal_offset:
         return spec
     return dataclasses.replace(spec, diagonal_offset=-spec.diagonal_offset)
-
-
-def _on_device(device: torch.device) -> AbstractContextManager[Any]:
-    """Kernels go to the current device, which need not be that of the tensors."""
-    if device.type != "cuda" or device.index == torch.cuda.current_device():
-        return nullcontext()
-    return torch.cuda.device(device)

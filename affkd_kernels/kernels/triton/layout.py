@@ -1,7 +1,8 @@
 """What a kernel is given at run time: where things lie in the tensors that it reads and writes.
 
 Numbers (temperatures, eps, weights) come in a small float64 tensor, so that a schedule of them
-compiles nothing. Positions are tl.constexpr because kernels may read no other globals.
+compiles nothing; the first kernel of a call fills it. Positions are tl.constexpr because kernels
+may read no other globals.
 """
 
 from __future__ import annotations
@@ -53,7 +54,7 @@ STUDENT_SQUARES = tl.constexpr(1)  # sum of A^2 before centering; the teacher's 
 STUDENT_GRAND = tl.constexpr(3)  # m.m of the means of queries and keys; the teacher's comes next
 
 # partial sums of a sweep, [N * Q, splits, terms]
-STATISTIC_PARTS = tl.constexpr(8)  # student, student, teacher, teacher, product, pairs
+STATISTIC_PARTS = tl.constexpr(8)  # student, student, teacher, teacher, product, pairs, alignment
 LOSS_PARTS = tl.constexpr(4)  # loss, correction, pairs, scale gradient
 MEAN_PARTS = tl.constexpr(4)  # student, teacher, squares of both
 

@@ -97,7 +97,7 @@ class Backward:
         self.splits, self.tiles = blocks_of(plan.keys, shape.columns), 1
         if self.looped:
             self.splits, self.tiles = plan.splits(blocks, self.splits)
-        self.partials = plan.numbers
+        self.partials = call.numbers
         if self.looped:
             rows = plan.matrices * plan.queries
             self.partials = plan.empty(rows, self.splits, int(LOSS_PARTS))
@@ -116,7 +116,7 @@ class Backward:
         plan, shape = self.plan, self.config.shape
         blocks = panel.matrices * blocks_of(panel.row_count, shape.rows)
         self.call.launch(
-            gradients.gradients_kernel, (blocks, self.splits), self.call.pairs, self.slopes,
+            gradients.gradients_kernel, (blocks * self.splits,), self.call.pairs, self.slopes,
             self.partials, plan.queries, plan.keys, plan.offset, self.tiles, panel.first_matrix,
             panel.row_start, panel.row_count, config=self.config, SHAPE=shape, HELD=plan.dense,
             LOSSES=self.with_losses, SCALE=self.needs.student_scale, LOOPED=self.looped,
@@ -139,9 +139,11 @@ class Backward:
     ) -> None:  # fmt: skip
         config = self.plan.key_product if transposed else self.plan.product
         shape, dim = config.shape, out.shape[2]
+        if dim == 0:
+            return
         blocks = panel.matrices * blocks_of(outer_range[1], shape.rows)
         self.call.launch(
-            product.product_kernel, (blocks, blocks_of(max(dim, 1), shape.columns)),
+            product.product_kernel, (blocks * blocks_of(dim, shape.columns),),
             self.slopes, out, inner.student, outer.student, self.call.or_dummy(inner.mask),
             self.call.or_dummy(outer.mask), self.call.scales[0], totals, outer.size, inner.size,
             panel.first_matrix, *outer_range, *inner_range, dim,

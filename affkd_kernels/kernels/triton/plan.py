@@ -8,6 +8,7 @@ Triton's own, slower look-up.
 from __future__ import annotations
 
 import functools
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
 import torch
@@ -24,6 +25,14 @@ _HALF = (torch.float16, torch.bfloat16)
 
 def blocks_of(count: int, block: int) -> int:
     return -(-count // block)
+
+
+def on_device(device: torch.device) -> AbstractContextManager[Any]:
+    """Triton launches on the current device, which need not be that of the tensors."""
+    if device.type not in ("cuda", "xpu"):
+        return nullcontext()
+    backend = getattr(torch, device.type)
+    return nullcontext() if device.index == backend.current_device() else backend.device(device)
 
 
 class Metadata(NamedTuple):
@@ -59,6 +68,21 @@ class Form(NamedTuple):
         return Form(spec, needs, algorithm, factor, precision, device, capability, tensors)
 
 
+def of_one_width(inputs: Inputs) -> Inputs:
+    """All features as float64, where some are.
+
+    Triton's compiler fails on a float64 product of an operand that was loaded in half precision.
+    """
+    if inputs.dtype != torch.float64:
+        return inputs
+    wide = {
+        name: x.to(torch.float64)
+        for name in ("student", "teacher", "student_keys", "teacher_keys")
+        if (x := getattr(inputs, name)) is not None
+    }
+    return inputs._replace(**wide)
+
+
 class Plan:
     """Sizes, choices and configurations of a form of call, and its compiled kernels."""
 
@@ -77,9 +101,7 @@ class Plan:
         self.reduction = "sum" if spec.reduction == "none" else spec.reduction
         self.dense = form.algorithm == "dense"
         self.how = self._choices()
-        self.numbers = make_numbers(
-            spec, form.factor, (self.student_dim, self.teacher_dim), form.device
-        )
+        self.numbers = make_numbers(spec, form.factor, (self.student_dim, self.teacher_dim))
         _, self.multiprocessors = configs.architecture(form.device)
         self.tiles, self.gradient, self.product, self.key_product = self._configs()
         # of the sweeps, which in the dense form only read what others computed
@@ -90,32 +112,33 @@ class Plan:
 
     def _choices(self) -> Choices:
         known = self.metadata
-        features = (known.student, known.teacher, known.student_keys, known.teacher_keys)
         key_mask = known.mask if self.self_affinity else known.key_mask
         masks = (known.mask is not None, key_mask is not None, known.pair_mask is not None)
-        full_width = not any(x is not None and x.dtype in _HALF for x in features)
         weighted = known.row_weight is not None
-        return make_choices(
-            self.form.spec, self.self_affinity, masks, weighted, self.dtype, full_width
-        )
+        return make_choices(self.form.spec, self.self_affinity, masks, weighted, self.dtype)
 
     def _configs(self) -> tuple[configs.Config, ...]:
         known, precision, capability = self.metadata, self.form.precision, self.form.capability
         sides = (known.student, known.teacher, known.student_keys, known.teacher_keys)
-        # a copy is in the dtype of the computation
-        dtypes = {self.dtype if self.how.copied else x.dtype for x in sides if x is not None}
-        mixed = len(dtypes) > 1 or (self.dtype == torch.float64 and dtypes != {torch.float64})
+        dtypes = {x.dtype for x in sides if x is not None}
+        if self.how.copied:
+            # a copy is in the dtype of the computation
+            if dtypes <= set(_HALF):
+                precision = configs.precision_of_copies()
+            dtypes = {self.dtype}
+        mixed = len(dtypes) > 1
         features = self.dtype if mixed else dtypes.pop()
         aligned = all(x is None or self._aligned(x) for x in sides)
+        products = [
+            configs.product_config(capability, self._multiplied(x), precision)
+            for x in (known.student_keys or known.student, known.student)
+        ]
         if not self.dense:
             precision = configs.symmetric(self.how, precision)
         return (
             configs.sweep_config(capability, features, precision, mixed, aligned),
             configs.gradient_config(capability, features, precision, mixed, aligned),
-            *(
-                configs.product_config(capability, self._multiplied(x), self.form.precision)
-                for x in (known.student_keys or known.student, known.student)
-            ),
+            *products,
         )
 
     def _aligned(self, x: Any) -> bool:
@@ -125,8 +148,7 @@ class Plan:
 
     def _multiplied(self, features: Any) -> torch.dtype:
         """The dtype in which V meets features."""
-        wide = self.how.copied or self.dtype == torch.float64
-        return self.dtype if wide else features.dtype
+        return self.dtype if self.how.copied else features.dtype
 
     def splits(self, blocks: int, tiles: int) -> tuple[int, int]:
         return configs.splits_of(blocks, tiles, self.multiprocessors)
@@ -138,20 +160,24 @@ class Plan:
 make_plan = functools.lru_cache(maxsize=512)(Plan)
 
 
-def without_spills(
-    compiled: Any,
+def compile_kernel(
     kernel: Any,
     grid: tuple[int, ...],
     args: tuple[Any, ...],
     constants: dict[str, Any],
     options: dict[str, int],
 ) -> Any:
-    """What to launch from the next call on: the same kernel, with registers enough."""
-    if not getattr(compiled, "n_spills", 0):
-        return compiled
-    for other in configs.other_options(options):
-        candidate = kernel.warmup(*args, grid=grid, **constants, **other)
-        candidate._init_handles()  # which loads it, and counts
-        if not candidate.n_spills:
-            return candidate
-    return compiled
+    """What to launch, now and in later calls: two binaries could differ in the last bit.
+
+    It has registers enough, where some number of them is; the interpreter has nothing compiled.
+    """
+    first = None
+    for some in (options, *configs.other_options(options)):
+        compiled = kernel.warmup(*args, grid=grid, **constants, **some)
+        if compiled is None:
+            return None
+        compiled._init_handles()  # which loads it, and counts
+        if not compiled.n_spills:
+            return compiled
+        first = first or compiled
+    return first

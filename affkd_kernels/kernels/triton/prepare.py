@@ -7,7 +7,6 @@ import triton.language as tl
 
 from . import stages
 from .layout import (
-    AFFINITY_EPS,
     ITEM_TERMS,
     LENGTH,
     MATRIX_TERMS,
@@ -15,15 +14,15 @@ from .layout import (
     STUDENT_GRAND,
     TEACHER_ITEM,
 )
-from .tiles import valid_items
+from .tiles import program_of, valid_items
 
 
 @triton.jit
 def sum_side(
-    x, mask, sums, matrix, part, parts, count, dim, row_stride, matrix_stride,
+    x, mask, sums, matrix, part, chunk, parts, count, dim, row_stride, matrix_stride,
     HOW: tl.constexpr, MASKED: tl.constexpr, ITEMS: tl.constexpr, FEATURES: tl.constexpr,
 ):  # fmt: skip
-    features = tl.program_id(1) * FEATURES + tl.arange(0, FEATURES)
+    features = chunk * FEATURES + tl.arange(0, FEATURES)
     inside = features < dim
     total = tl.zeros((FEATURES,), tl.float64)
     valid_count = 0.0
@@ -37,26 +36,27 @@ def sum_side(
         valid_count += tl.sum(valid.to(tl.float32), 0)
     out = sums + (matrix * parts + part) * (dim + 1)
     tl.store(out + features, total, mask=inside)
-    if tl.program_id(1) == 0:
+    if chunk == 0:
         tl.store(out + dim, valid_count)
 
 
-@triton.jit(do_not_specialize=["parts", "count"])
+@triton.jit(do_not_specialize=["parts", "chunks", "count"])
 def sum_kernel(
-    student, teacher, mask, student_sums, teacher_sums, strides, parts, count,
+    student, teacher, mask, student_sums, teacher_sums, strides, parts, chunks, count,
     HOW: tl.constexpr, MASKED: tl.constexpr, ITEMS: tl.constexpr, FEATURES: tl.constexpr,
 ):  # fmt: skip
     """Sums [N, parts, D + 1] of the valid items, the last entry their number; float64."""
-    matrix = (tl.program_id(0) // parts).to(tl.int64)
-    part = tl.program_id(0) % parts
-    if tl.program_id(2) == 0:
+    program, chunk = program_of(chunks)
+    matrix = (program // parts).to(tl.int64)
+    part = program % parts
+    if tl.program_id(1) == 0:
         sum_side(
-            student, mask, student_sums, matrix, part, parts, count, strides.student_dim,
+            student, mask, student_sums, matrix, part, chunk, parts, count, strides.student_dim,
             strides.student_row, strides.student_matrix, HOW, MASKED, ITEMS, FEATURES,
         )  # fmt: skip
     else:
         sum_side(
-            teacher, mask, teacher_sums, matrix, part, parts, count, strides.teacher_dim,
+            teacher, mask, teacher_sums, matrix, part, chunk, parts, count, strides.teacher_dim,
             strides.teacher_row, strides.teacher_matrix, HOW, MASKED, ITEMS, FEATURES,
         )  # fmt: skip
 
@@ -74,7 +74,7 @@ def mean_of(sums, matrix, parts, features, dim, HOW: tl.constexpr, FEATURES: tl.
 
 @triton.jit
 def prepare_side(
-    x, mask, copy, sums, other_sums, terms, matrix_terms, numbers, matrix, items, parts,
+    x, mask, copy, sums, other_sums, terms, matrix_terms, eps, matrix, items, parts,
     other_parts, count, dim, row_stride, matrix_stride,
     HOW: tl.constexpr, MASKED: tl.constexpr, ITEMS: tl.constexpr, FEATURES: tl.constexpr,
     TEACHER: tl.constexpr,
@@ -103,7 +103,7 @@ def prepare_side(
         squares += tl.sum(values * values, 1)
     if HOW.unit:
         length = tl.sqrt(squares)
-        tiny = length <= tl.load(numbers + AFFINITY_EPS).to(HOW.number)
+        tiny = length <= eps
         # a norm that overflowed would give a plausible 0
         length = 1.0 / tl.where(tiny, 1.0, length) + (length - length)
         length = tl.where(tiny, 0.0, length)
@@ -119,26 +119,47 @@ def prepare_side(
         tl.store(matrix_terms + matrix * MATRIX_TERMS + STUDENT_GRAND + TEACHER, grand)
 
 
+@triton.jit
+def store_numbers(out, numbers):
+    for position in tl.static_range(len(numbers)):
+        tl.store(out + position, tl.full((), numbers[position], tl.float64))
+
+
 @triton.jit(do_not_specialize=["parts", "other_parts", "count"])
 def prepare_kernel(
     student, teacher, mask, copies, sums, other_sums, terms, matrix_terms, numbers, strides,
     parts, other_parts, count,
+    student_scale: tl.float64, teacher_scale: tl.float64, offset: tl.float64,
+    affinity_eps: tl.float64, clamp_min: tl.float64, statistic_eps: tl.float64,
+    student_inverse_tau: tl.float64, teacher_inverse_tau: tl.float64,
+    beta: tl.float64, log_eps: tl.float64, weight: tl.float64,
     HOW: tl.constexpr, MASKED: tl.constexpr, ITEMS: tl.constexpr, FEATURES: tl.constexpr,
 ):  # fmt: skip
-    """The terms [N * items, ITEM_TERMS] of queries or keys and, where wanted, centered copies."""
+    """The terms [N * items, ITEM_TERMS] of queries or keys and, where wanted, centered copies.
+
+    It also puts the numbers of the call where all other kernels find them. They are arguments, and
+    no tensor that outlives the call, so that a captured graph holds all that it needs.
+    """
+    eps = tl.full((), affinity_eps, tl.float64).to(HOW.number)
+    if (tl.program_id(0) == 0) & (tl.program_id(1) == 0):
+        store_numbers(
+            numbers,
+            (student_scale, teacher_scale, offset, affinity_eps, clamp_min, statistic_eps,
+             student_inverse_tau, teacher_inverse_tau, beta, log_eps, weight),
+        )  # fmt: skip
     blocks = tl.cdiv(count, ITEMS)
     matrix = (tl.program_id(0) // blocks).to(tl.int64)
     items = tl.program_id(0) % blocks * ITEMS + tl.arange(0, ITEMS)
     if tl.program_id(1) == 0:
         prepare_side(
             student, mask, copies[0], sums[0], other_sums[0], terms, matrix_terms,
-            numbers, matrix, items, parts, other_parts, count, strides.student_dim,
+            eps, matrix, items, parts, other_parts, count, strides.student_dim,
             strides.student_row, strides.student_matrix, HOW, MASKED, ITEMS, FEATURES, 0,
         )  # fmt: skip
     else:
         prepare_side(
             teacher, mask, copies[1], sums[1], other_sums[1], terms, matrix_terms,
-            numbers, matrix, items, parts, other_parts, count, strides.teacher_dim,
+            eps, matrix, items, parts, other_parts, count, strides.teacher_dim,
             strides.teacher_row, strides.teacher_matrix, HOW, MASKED, ITEMS, FEATURES, 1,
         )  # fmt: skip
 

@@ -6,7 +6,7 @@ import triton
 import triton.language as tl
 
 from . import stages
-from .tiles import valid_items
+from .tiles import program_of, valid_items
 
 
 @triton.jit
@@ -45,10 +45,11 @@ def product_kernel(
     features_block: tl.constexpr = SHAPE.columns
     inner_block: tl.constexpr = SHAPE.inner
     blocks = tl.cdiv(outer_count, rows_block)
-    panel = (tl.program_id(0) // blocks).to(tl.int64)
+    program, chunk = program_of(tl.cdiv(dim, features_block))
+    panel = (program // blocks).to(tl.int64)
     matrix = first_matrix + panel
-    panel_rows = tl.program_id(0) % blocks * rows_block + tl.arange(0, rows_block)
-    features = tl.program_id(1) * features_block + tl.arange(0, features_block)
+    panel_rows = program % blocks * rows_block + tl.arange(0, rows_block)
+    features = chunk * features_block + tl.arange(0, features_block)
     exists = panel_rows < outer_count
     inside = features < dim
     acc = tl.zeros((rows_block, features_block), HOW.number)

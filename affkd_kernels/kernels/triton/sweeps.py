@@ -28,6 +28,7 @@ from .layout import (
     TEACHER_SECOND,
     Terms,
 )
+from .runs import part_address, run_of, tile_of_run
 from .tiles import (
     first_pair,
     mirrored_first_pair,
@@ -37,23 +38,7 @@ from .tiles import (
     pair_values,
     taking_part,
     tile_affinities,
-    tile_of,
 )
-
-
-@triton.jit
-def block_of(count, BLOCK: tl.constexpr):
-    """The matrix of a program, and the first item of its block of `count` items."""
-    blocks = tl.cdiv(count, BLOCK)
-    matrix = (tl.program_id(0) // blocks).to(tl.int64)
-    return matrix, tl.program_id(0) % blocks * BLOCK
-
-
-@triton.jit
-def part_address(partials, matrix, items, count, PARTS: tl.constexpr):
-    """Where the partial sums of a program's items go, [N * items, splits, PARTS]."""
-    item = matrix * count + items
-    return partials + (item * tl.num_programs(1) + tl.program_id(1)) * PARTS
 
 
 @triton.jit(do_not_specialize=SIZES)
@@ -62,10 +47,9 @@ def values_kernel(pairs, queries, keys, offset, HOW: tl.constexpr, SHAPE: tl.con
 
     Of a self-affinity only what lies on or above the diagonal is computed, and mirrored.
     """
-    matrix, row = block_of(queries, SHAPE.rows)
-    column = tl.program_id(1) * SHAPE.columns
-    if not HOW.self_affinity or column + SHAPE.columns > row:
-        tile = tile_of(pairs, matrix, row, column, queries, queries, keys, offset, HOW, SHAPE)
+    run = run_of(queries, keys, 1, SHAPE)
+    if not HOW.self_affinity or (run.first + 1) * SHAPE.columns > run.item:
+        tile = tile_of_run(pairs, run, run.first, queries, keys, offset, HOW, SHAPE)
         store_values(pairs, pairs.student, pairs.student_values, tile, HOW, SHAPE, 0)
         store_values(pairs, pairs.teacher, pairs.teacher_values, tile, HOW, SHAPE, 1)
 
@@ -96,23 +80,13 @@ def means_kernel(
     """Partial sums of A, and of A^2, along the rows, or (`COLUMNS`) along the columns."""
     block: tl.constexpr = SHAPE.columns if COLUMNS else SHAPE.rows
     axis: tl.constexpr = 0 if COLUMNS else 1
-    count = queries
-    if COLUMNS:
-        count = keys
-    matrix, item = block_of(count, block)
-    items = item + tl.arange(0, block)
+    run = run_of(queries, keys, tiles, SHAPE, COLUMNS)
     student = tl.zeros((block,), HOW.number)
     teacher = tl.zeros((block,), HOW.number)
     student_squares = tl.zeros((block,), HOW.number)
     teacher_squares = tl.zeros((block,), HOW.number)
-    first = tl.program_id(1) * tiles
-    for step in tl.range(first, first + tiles, num_stages=1):
-        row = item
-        column = step * SHAPE.columns
-        if COLUMNS:
-            row = step * SHAPE.rows
-            column = item
-        tile = tile_of(pairs, matrix, row, column, queries, queries, keys, offset, HOW, SHAPE)
+    for step in tl.range(run.first, run.first + tiles, num_stages=1):
+        tile = tile_of_run(pairs, run, step, queries, keys, offset, HOW, SHAPE, COLUMNS)
         a, b, _ = tile_affinities(pairs, tile, HOW, SHAPE, HELD, False)
         part = taking_part(pairs, tile, HOW, False)
         a = tl.where(part, a, 0.0)
@@ -121,7 +95,9 @@ def means_kernel(
         teacher += tl.sum(b, axis)
         student_squares += tl.sum(a * a, axis)
         teacher_squares += tl.sum(b * b, axis)
-    out = part_address(partials, matrix, items, count, MEAN_PARTS)
+    items = run.item + tl.arange(0, block)
+    count = keys if COLUMNS else queries
+    out = part_address(partials, run, items, count, MEAN_PARTS)
     exists = items < count
     tl.store(out, student, mask=exists)
     tl.store(out + 1, teacher, mask=exists)
@@ -160,6 +136,21 @@ def add_statistic(first, second, affinity, part, inverse_tau, HOW: tl.constexpr)
         return first, second
 
 
+@triton.jit
+def add_alignment(ratio, a, b):
+    """Of a tile: sum_j a b and, r being about a / b, sum_j a (a - r b), along the rows.
+
+    c is sum_j a (a - k b) up to a factor, for a k that all tiles decide. Where a and b are nearly
+    proportional it vanishes, and sums of a^2 and of a b, rounded, would leave nothing of it; with
+    any r, that of the first tile that has one, it is the second sum less (k - r) times the first.
+    """
+    product = tl.sum(a * b, 1)
+    squares = tl.sum(b * b, 1)
+    # where it is 0 no earlier tile's sums depend on it
+    ratio = tl.where(ratio == 0, product / tl.where(squares > 0, squares, 1.0), ratio)
+    return ratio, product, tl.sum(a * (a - ratio[:, None] * b), 1)
+
+
 @triton.jit(do_not_specialize=SIZES)
 def statistics_kernel(
     pairs, partials, queries, keys, offset, tiles,
@@ -167,8 +158,7 @@ def statistics_kernel(
 ):  # fmt: skip
     """Partial sums of the statistics of both sides; `tiles` are the column tiles of a split."""
     block: tl.constexpr = SHAPE.rows
-    matrix, row = block_of(queries, block)
-    rows = row + tl.arange(0, block)
+    run = run_of(queries, keys, tiles, SHAPE)
     lowest = 0.0
     if HOW.softmax or HOW.largest:
         lowest = float("-inf")
@@ -177,17 +167,21 @@ def statistics_kernel(
     student_second = tl.zeros((block,), HOW.number)
     teacher_second = tl.zeros((block,), HOW.number)
     product = tl.zeros((block,), HOW.number)
+    difference = tl.zeros((block,), HOW.number)
+    ratio = tl.zeros((block,), HOW.number)
     count = tl.zeros((block,), HOW.number)
     student_inverse_tau = number(pairs, STUDENT_INVERSE_TAU, HOW)
     teacher_inverse_tau = number(pairs, TEACHER_INVERSE_TAU, HOW)
-    first = tl.program_id(1) * tiles
-    for step in tl.range(first, first + tiles, num_stages=1):
-        column = step * SHAPE.columns
-        tile = tile_of(pairs, matrix, row, column, queries, queries, keys, offset, HOW, SHAPE)
+    for step in tl.range(run.first, run.first + tiles, num_stages=1):
+        tile = tile_of_run(pairs, run, step, queries, keys, offset, HOW, SHAPE)
         a, b, _ = tile_affinities(pairs, tile, HOW, SHAPE, HELD, HOW.centered)
         part = taking_part(pairs, tile, HOW, False)
         if HOW.closed_correction:
-            product += tl.sum(tl.where(part, a * b, 0.0), 1)
+            a_part = tl.where(part, a, 0.0)
+            b_part = tl.where(part, b, 0.0)
+            ratio, more_product, more_difference = add_alignment(ratio, a_part, b_part)
+            product += more_product
+            difference += more_difference
         if HOW.counted:
             count += tl.sum(tl.where(part, 1.0, 0.0), 1)
         if HOW.normalization == "mean_offdiag" and HOW.has_diagonal:
@@ -198,7 +192,8 @@ def statistics_kernel(
         teacher_first, teacher_second = add_statistic(
             teacher_first, teacher_second, b, part, teacher_inverse_tau, HOW
         )
-    out = part_address(partials, matrix, rows, queries, STATISTIC_PARTS)
+    rows = run.item + tl.arange(0, block)
+    out = part_address(partials, run, rows, queries, STATISTIC_PARTS)
     exists = rows < queries
     tl.store(out, student_first, mask=exists)
     tl.store(out + 1, student_second, mask=exists)
@@ -206,6 +201,8 @@ def statistics_kernel(
     tl.store(out + 3, teacher_second, mask=exists)
     tl.store(out + 4, product, mask=exists)
     tl.store(out + 5, count, mask=exists)
+    tl.store(out + 6, difference, mask=exists)
+    tl.store(out + 7, ratio, mask=exists)
 
 
 @triton.jit
@@ -283,15 +280,12 @@ def losses_kernel(
 ):  # fmt: skip
     """Partial sums of the row losses and of c, both without the row weight."""
     block: tl.constexpr = SHAPE.rows
-    matrix, row = block_of(queries, block)
-    rows = row + tl.arange(0, block)
+    run = run_of(queries, keys, tiles, SHAPE)
     loss = tl.zeros((block,), HOW.number)
     correction = tl.zeros((block,), HOW.number)
     count = tl.zeros((block,), HOW.number)
-    first = tl.program_id(1) * tiles
-    for step in tl.range(first, first + tiles, num_stages=1):
-        column = step * SHAPE.columns
-        tile = tile_of(pairs, matrix, row, column, queries, queries, keys, offset, HOW, SHAPE)
+    for step in tl.range(run.first, run.first + tiles, num_stages=1):
+        tile = tile_of_run(pairs, run, step, queries, keys, offset, HOW, SHAPE)
         a, b, _ = tile_affinities(pairs, tile, HOW, SHAPE, HELD, HOW.centered)
         part = taking_part(pairs, tile, HOW, False)
         terms = terms_of(pairs, tile, HOW, 0)
@@ -300,7 +294,8 @@ def losses_kernel(
         correction += more_correction
         if HOW.counted:
             count += tl.sum(tl.where(part, 1.0, 0.0), 1)
-    out = part_address(partials, matrix, rows, queries, LOSS_PARTS)
+    rows = run.item + tl.arange(0, block)
+    out = part_address(partials, run, rows, queries, LOSS_PARTS)
     exists = rows < queries
     tl.store(out, loss, mask=exists)
     tl.store(out + 1, correction, mask=exists)

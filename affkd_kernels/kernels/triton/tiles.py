@@ -47,6 +47,16 @@ class Tile(NamedTuple):
 
 
 @triton.jit
+def program_of(inner):
+    """Where a program is in a grid [outer, inner], of which the first index changes faster.
+
+    All programs lie along a launch's first axis, which takes 2^31 - 1: the others end at 65535.
+    """
+    outer = tl.num_programs(0) // inner
+    return tl.program_id(0) % outer, tl.program_id(0) // outer
+
+
+@triton.jit
 def number(pairs, INDEX: tl.constexpr, HOW: tl.constexpr):
     return tl.load(pairs.numbers + INDEX).to(HOW.number)
 
