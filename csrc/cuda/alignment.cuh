@@ -2,16 +2,14 @@
 // centered, with the means taken out of the sums.
 #pragma once
 
-#include "row_losses.cuh"
+#include "finish.cuh"
+#include "losses.cuh"
 
 namespace affkd::cuda {
 
-// Loss and gradient of linear kernel alignment for one matrix, dA = student A_s + teacher A_t with
-// both centered.
-struct Alignment {
+struct AlignmentLoss {
   double loss;
-  double student;
-  double teacher;
+  Alignment slopes;
 };
 
 AFFKD_DEVICE CenteredTotals join_totals(CenteredTotals a, CenteredTotals b) {
@@ -44,8 +42,8 @@ AFFKD_DEVICE double inverse_norm(double square, double trace, double eps) {
 
 // |HAH|^2 = |A|^2 - 2 |A 1|^2 / n + (1'A1)^2 / n^2 of a symmetric A, and so for the product of two.
 template <typename T>
-AFFKD_DEVICE Alignment alignment_of(const CenteredTotals& sums, double items, double student_trace,
-                                    double teacher_trace, double eps) {
+AFFKD_DEVICE AlignmentLoss alignment_of(const CenteredTotals& sums, double items,
+                                        double student_trace, double teacher_trace, double eps) {
   const double share = items > 0 ? 1 / items : 0;
   const auto centered = [=](double whole, double rows, double left, double right) {
     return whole - 2 * share * rows + share * left * share * right;
@@ -59,7 +57,7 @@ AFFKD_DEVICE Alignment alignment_of(const CenteredTotals& sums, double items, do
   const double t = inverse_norm<T>(teacher, teacher_trace, eps);
   const double agreement = cross * s * t;
   const double loss = student * s * s + teacher * t * t - 2 * agreement;
-  return {loss < 0 ? 0 : loss, 2 * agreement * s * s, -2 * s * t};
+  return {loss < 0 ? 0 : loss, {2 * agreement * s * s, -2 * s * t}};
 }
 
 // sum |A_ii| with no point but 0 for the origin, by all threads of a block
@@ -72,22 +70,34 @@ AFFKD_DEVICE double block_trace(const Params& p, bool student, int64_t n, double
   return absolute(scale_of<double>(p, student)) * block_sum(squares, scratch);
 }
 
-// by all threads of a block; the scratches may share their memory
-template <typename T>
-AFFKD_DEVICE Alignment block_alignment(const Params& p, int64_t n, CenteredTotals* scratch,
-                                       RowTotals* row_scratch, double* sum_scratch) {
+AFFKD_DEVICE CenteredTotals block_centered_totals(const Params& p, int64_t n,
+                                                  CenteredTotals* scratch) {
   CenteredTotals totals{};
   for (int64_t at = threadIdx.x; at < p.row_blocks; at += kThreads) {
     totals = join_totals(totals, p.work.centered[n * p.row_blocks + at]);
   }
   __syncthreads();
-  totals = block_fold(totals, scratch,
-                      [](CenteredTotals a, CenteredTotals b) { return join_totals(a, b); });
-  const RowTotals rows = block_totals(totals_of(p, n), p.row_blocks, row_scratch);
-  const double student_trace = block_trace(p, true, n, sum_scratch);
-  const double teacher_trace = block_trace(p, false, n, sum_scratch);
-  return alignment_of<T>(totals, static_cast<double>(rows.rows), student_trace, teacher_trace,
-                         p.settings.statistic_eps);
+  return block_fold(totals, scratch,
+                    [](CenteredTotals a, CenteredTotals b) { return join_totals(a, b); });
+}
+
+// Phase means: with the totals of a block's rows written.
+template <typename T>
+AFFKD_DEVICE void finish_alignment(const Params& p, int64_t n, CenteredTotals* scratch,
+                                   FinishShared& shared) {
+  if (!is_last_of_matrix(p, n, shared)) {
+    return;
+  }
+  const CenteredTotals sums = block_centered_totals(p, n, scratch);
+  const RowTotals rows = block_totals(totals_of(p, n), p.row_blocks, shared.totals);
+  const double student_trace = block_trace(p, true, n, shared.sums);
+  const double teacher_trace = block_trace(p, false, n, shared.sums);
+  const AlignmentLoss aligned = alignment_of<T>(sums, static_cast<double>(rows.rows), student_trace,
+                                                teacher_trace, p.settings.statistic_eps);
+  if (threadIdx.x == 0) {
+    p.work.alignments[n] = aligned.slopes;
+  }
+  finish_call<T>(p, n, {aligned.loss, 0, rows.pairs, rows.rows}, shared);
 }
 
 }  // namespace affkd::cuda

@@ -1,13 +1,17 @@
-// The scalars of a call, by the last block of a sweep over the rows: every sum in one order.
+// The scalars of a call: the last block of a matrix sums the matrix up, and that of the last matrix
+// all of them. So every sum has one order, and none takes longer for the number of matrices.
 #pragma once
 
-#include "largest.cuh"
+#include "rows.cuh"
 
 namespace affkd::cuda {
 
 struct FinishShared {
-  RowTotals totals[kWarps];
-  double sums[kWarps];
+  union {
+    RowTotals totals[kWarps];
+    MatrixTotals matrices[kWarps];
+    double sums[kWarps];
+  };
   bool last;
 };
 
@@ -25,23 +29,22 @@ AFFKD_DEVICE RowTotals block_totals(const RowTotals* rows, int64_t count, RowTot
   return block_fold(totals, scratch, [](RowTotals a, RowTotals b) { return join_totals(a, b); });
 }
 
-// weight / count from the counts of all rows
-AFFKD_DEVICE double counted_loss_scale(const Params& p, const RowTotals& totals) {
+AFFKD_DEVICE MatrixTotals join_totals(MatrixTotals a, MatrixTotals b) {
+  return {a.loss + b.loss, a.scale + b.scale, a.pairs + b.pairs, a.rows + b.rows};
+}
+
+AFFKD_DEVICE MatrixTotals from_lane_at(MatrixTotals x, int distance) {
+  return {from_lane_at(x.loss, distance), from_lane_at(x.scale, distance),
+          from_lane_at(x.pairs, distance), from_lane_at(x.rows, distance)};
+}
+
+// weight / count from the counts of all matrices
+AFFKD_DEVICE double counted_loss_scale(const Params& p, const MatrixTotals& totals) {
   if (!p.counts) {
     return p.loss_scale;
   }
   const int64_t count = p.reduction == Reduction::mean ? totals.pairs : totals.rows;
   return p.weight / static_cast<double>(count > 0 ? count : 1);
-}
-
-// sum of dA g: W2 enters with minus the c of its own matrix
-AFFKD_DEVICE double scale_sum(const Params& p, RowTotals* scratch) {
-  double sum = 0;
-  for (int64_t n = 0; n < p.matrices; ++n) {
-    const RowTotals totals = block_totals(totals_of(p, n), p.row_blocks, scratch);
-    sum += totals.scale_first - totals.correction * totals.scale_second;
-  }
-  return sum;
 }
 
 template <typename T>
@@ -51,20 +54,41 @@ AFFKD_DEVICE void write_scalar(void* out, double x) {
   }
 }
 
-// Phase rows and phase center: with all row totals written.
+// With the totals of a matrix at hand, by all threads of its last block.
 template <typename T>
-AFFKD_DEVICE void finish_rows(const Params& p, FinishShared& shared) {
-  const int64_t blocks = p.matrices * p.row_blocks;
-  if (!is_last_block(&p.work.arrivals[0], blocks, &shared.last)) {
+AFFKD_DEVICE void finish_call(const Params& p, int64_t n, const MatrixTotals& of_matrix,
+                              FinishShared& shared) {
+  if (threadIdx.x == 0) {
+    p.work.totals[n] = of_matrix;
+  }
+  if (!is_last_block(p.work.arrivals + p.matrices, p.matrices, &shared.last)) {
     return;
   }
-  const RowTotals totals = block_totals(p.work.rows, blocks, shared.totals);
+  MatrixTotals totals{};
+  for (int64_t at = threadIdx.x; at < p.matrices; at += kThreads) {
+    totals = join_totals(totals, p.work.totals[at]);
+  }
+  totals = block_fold(totals, shared.matrices,
+                      [](MatrixTotals a, MatrixTotals b) { return join_totals(a, b); });
   const double scale = counted_loss_scale(p, totals);
   write_scalar<T>(p.loss, scale * totals.loss);
+  write_scalar<T>(p.scale_gradient, scale * totals.scale);
   write_scalar<double>(p.work.loss_scale, scale);
-  if (p.scale_gradient != nullptr) {
-    write_scalar<T>(p.scale_gradient, scale * scale_sum(p, shared.totals));
-  }
+}
+
+// The last of the blocks whose rows are those of matrix n, over all panels of it.
+AFFKD_DEVICE bool is_last_of_matrix(const Params& p, int64_t n, FinishShared& shared) {
+  return is_last_block(p.work.arrivals + n, p.row_blocks, &shared.last);
+}
+
+// With the totals of all rows of a matrix written; `poison` is what they do not know of.
+template <typename T>
+AFFKD_DEVICE void finish_matrix(const Params& p, int64_t n, double poison, FinishShared& shared) {
+  const RowTotals rows = block_totals(totals_of(p, n), p.row_blocks, shared.totals);
+  const double loss = rows.pairs > 0 ? rows.loss + poison : 0;
+  // W2 enters the gradient with minus the c of its own matrix
+  const double scale = rows.scale_first - rows.correction * rows.scale_second;
+  finish_call<T>(p, n, {loss, scale, rows.pairs, rows.rows}, shared);
 }
 
 }  // namespace affkd::cuda

@@ -4,8 +4,13 @@
 #pragma once
 
 #include "angle.cuh"
+#include "center.cuh"
+#include "count.cuh"
 #include "gram.cuh"
+#include "means.cuh"
 #include "product.cuh"
+#include "row_losses.cuh"
+#include "statistics.cuh"
 
 namespace affkd::cuda {
 
@@ -14,14 +19,14 @@ template <typename T>
 constexpr int kBlocks = sizeof(T) == sizeof(float) ? 2 : 1;
 
 template <typename T, Precision P>
-constexpr int kGramBlocks = sizeof(T) == sizeof(float) && P != Precision::ieee ? 3 : 2;
+constexpr int kGramBlocks = kBlocks<T> + (sizeof(T) == sizeof(float) && P != Precision::ieee);
 
 template <typename T, Precision P>
 __global__ void __launch_bounds__(kThreads, kGramBlocks<T, P>)
     gram_kernel(const __grid_constant__ Params p) {
-  using Tile = GramTile<T, P>;
-  AFFKD_DYNAMIC_SHARED(typename Tile::Shared, shared);
-  Tile(p, *shared).run();
+  using Block = GramBlock<T, P>;
+  AFFKD_DYNAMIC_SHARED(typename Block::Shared, shared);
+  Block(p, *shared).run();
 }
 
 template <typename T>
@@ -33,9 +38,9 @@ __global__ void __launch_bounds__(kThreads, 1) means_kernel(const __grid_constan
 
 template <typename T>
 __global__ void __launch_bounds__(kThreads, 1) statistics_kernel(const __grid_constant__ Params p) {
-  using Block = RowBlock<T>;
+  using Block = StatisticsBlock<T>;
   AFFKD_DYNAMIC_SHARED(typename Block::Shared, shared);
-  Block(p, *shared).write_states();
+  Block(p, *shared).run();
 }
 
 template <typename T>
@@ -54,7 +59,8 @@ __global__ void __launch_bounds__(kThreads, kBlocks<T>)
 }
 
 template <typename T>
-__global__ void __launch_bounds__(kThreads) center_kernel(const __grid_constant__ Params p) {
+__global__ void __launch_bounds__(kThreads, kBlocks<T> + 1)
+    center_kernel(const __grid_constant__ Params p) {
   using Block = CenterBlock<T>;
   AFFKD_DYNAMIC_SHARED(typename Block::Shared, shared);
   Block(p, *shared).run();
@@ -85,11 +91,11 @@ template <typename T, Precision P>
 inline Kernel kernel_of(Phase phase) {
   switch (phase) {
     case Phase::gram:
-      return {gram_kernel<T, P>, shared_bytes<typename GramTile<T, P>::Shared>()};
+      return {gram_kernel<T, P>, shared_bytes<typename GramBlock<T, P>::Shared>()};
     case Phase::means:
       return {means_kernel<T>, shared_bytes<typename MeansBlock<T>::Shared>()};
     case Phase::statistics:
-      return {statistics_kernel<T>, shared_bytes<typename RowBlock<T>::Shared>()};
+      return {statistics_kernel<T>, shared_bytes<typename StatisticsBlock<T>::Shared>()};
     case Phase::count:
       return {count_kernel<T>, shared_bytes<typename CountBlock<T>::Shared>()};
     case Phase::rows:

@@ -2,7 +2,7 @@
 // loses to rounding is lost in all of them alike, and is what is left where s and t nearly agree.
 #pragma once
 
-#include "rows.cuh"
+#include "states.cuh"
 
 namespace affkd::cuda {
 

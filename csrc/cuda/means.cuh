@@ -1,8 +1,9 @@
 // Phase means: sums over the rows and columns of A, or of dA, that double centering is made from.
-// Phase center: dA becomes W1. Linear kernel alignment takes its loss from the sums as well.
+// Linear kernel alignment takes its loss from the sums as well.
 #pragma once
 
 #include "alignment.cuh"
+#include "centering.cuh"
 
 namespace affkd::cuda {
 
@@ -30,9 +31,6 @@ class MeansBlock {
       sum_rows();
     } else {
       sum_columns(static_cast<int64_t>(blockIdx.x) - row_blocks);
-    }
-    if (is_closed(p_)) {
-      finish_alignment();
     }
   }
 
@@ -86,6 +84,7 @@ class MeansBlock {
     }
     if (is_closed(p_)) {
       write_totals(task, sums);
+      finish_alignment<T>(p_, task.matrix, shared_.centered, shared_.finish);
     }
   }
 
@@ -150,103 +149,11 @@ class MeansBlock {
     }
   }
 
-  AFFKD_DEVICE void finish_alignment() {
-    FinishShared& shared = shared_.finish;
-    const int64_t blocks = p_.matrices * p_.row_blocks;
-    if (!is_last_block(&p_.work.arrivals[1], blocks, &shared.last)) {
-      return;
-    }
-    const RowTotals totals = block_totals(p_.work.rows, blocks, shared.totals);
-    const double scale = counted_loss_scale(p_, totals);
-    double loss = 0;
-    for (int64_t n = 0; n < p_.matrices; ++n) {
-      loss += block_alignment<T>(p_, n, shared_.centered, shared.totals, shared.sums).loss;
-    }
-    write_scalar<T>(p_.loss, scale * loss);
-    write_scalar<double>(p_.work.loss_scale, scale);
-  }
-
   const Params& p_;
   Shared& shared_;
   const PairStage<T> pairs_;
   const T student_scale_;
   const T teacher_scale_;
-};
-
-// Phase center: dA loses its means, and becomes W1.
-template <typename T>
-class CenterBlock {
- public:
-  struct Shared {
-    FinishShared finish;
-    double sums[kWarps];
-  };
-
-  AFFKD_DEVICE CenterBlock(const Params& p, Shared& shared) : p_(p), shared_(shared) {}
-
-  AFFKD_DEVICE void run() {
-    const RowTask task = find_row(p_);
-    Centering<T> means;
-    means.find(p_, Summed::gradient, task.matrix, shared_.sums);
-    const PairRow<T> row(p_, task);
-    const PairStage<T> pairs(p_);
-    const T scale = scale_of<T>(p_, true);
-    double scale_sum = 0;
-    row.each_pair([&](int64_t j) {
-      const T slope = means.centered(row.first(j), task.row, j), held = row.held(true, j);
-      const PairTerms<T> terms = pairs.terms(held, scale, row.own(j));
-      scale_sum += terms.flows ? static_cast<double>(slope) * held : 0;
-      row.first(j) = slope * terms.slope;
-    });
-    __syncthreads();
-    scale_sum = block_sum(scale_sum, shared_.sums);
-    if (threadIdx.x == 0) {
-      totals_of(p_, task.matrix)[task.block].scale_first = scale_sum;
-    }
-    finish_rows<T>(p_, shared_.finish);
-  }
-
- private:
-  const Params& p_;
-  Shared& shared_;
-};
-
-// Phase count: what the masks leave, where a gradient is due before all rows have been seen.
-template <typename T>
-class CountBlock {
- public:
-  struct Shared {
-    FinishShared finish;
-    RowTotals totals[kWarps];
-  };
-
-  AFFKD_DEVICE CountBlock(const Params& p, Shared& shared) : p_(p), shared_(shared) {}
-
-  AFFKD_DEVICE void run() {
-    const RowTask task = find_row(p_);
-    RowTotals totals{};
-    PairRow<T>(p_, task).each_pair([&](int64_t) { totals.pairs += 1; });
-    totals.pairs = warp_sum(totals.pairs);
-    totals.rows = totals.pairs > 0 ? 1 : 0;
-    if (lane_index() > 0) {
-      totals = {};
-    }
-    totals = block_fold(totals, shared_.totals,
-                        [](RowTotals a, RowTotals b) { return join_totals(a, b); });
-    if (threadIdx.x == 0) {
-      totals_of(p_, task.matrix)[task.block] = totals;
-    }
-    const int64_t blocks = p_.matrices * p_.row_blocks;
-    FinishShared& shared = shared_.finish;
-    if (is_last_block(&p_.work.arrivals[2], blocks, &shared.last)) {
-      const RowTotals all = block_totals(p_.work.rows, blocks, shared.totals);
-      write_scalar<double>(p_.work.loss_scale, counted_loss_scale(p_, all));
-    }
-  }
-
- private:
-  const Params& p_;
-  Shared& shared_;
 };
 
 }  // namespace affkd::cuda

@@ -239,15 +239,22 @@ class SliceProduct {
   float tensor_sums_[2][4] = {};
 };
 
-// The sum over the groups of entry (row, column).
+// The sum over the groups of entry (row, column), in the order in which a warp folds.
 template <int kGroups, int kPitch, typename T>
 AFFKD_DEVICE T sum_of_groups(const T* partial, int row, int column) {
-  T sum = partial[row * kPitch + column];
+  T sums[kGroups];
 #pragma unroll
-  for (int group = 1; group < kGroups; ++group) {
-    sum += partial[(group * kEdge + row) * kPitch + column];
+  for (int group = 0; group < kGroups; ++group) {
+    sums[group] = partial[(group * kEdge + row) * kPitch + column];
   }
-  return sum;
+#pragma unroll
+  for (int distance = 1; distance < kGroups; distance *= 2) {
+#pragma unroll
+    for (int group = 0; group + distance < kGroups; group += 2 * distance) {
+      sums[group] += sums[group + distance];
+    }
+  }
+  return sums[0];
 }
 
 }  // namespace affkd::cuda

@@ -19,6 +19,8 @@ constexpr int kThreads = 256;  // of every block
 constexpr int kWarps = kThreads / 32;
 constexpr int64_t kTile = 32;   // pairs along either side of a tile
 constexpr int64_t kSlice = 64;  // features of one block of a product
+// parts of a matrix's statistic, of which every block of phase rows reads all
+constexpr int64_t kMostSlots = 4096;
 
 // How a tensor's numbers are stored; they are computed with in float, or double if any is double.
 enum class Storage : int64_t { float32, float64, bfloat16, float16 };
@@ -84,6 +86,20 @@ struct CenteredTotals {
   double teacher_sum;
 };
 
+// Of one matrix: what the scalars of a call are summed from.
+struct MatrixTotals {
+  double loss;   // without the loss scale
+  double scale;  // sum of dA g
+  int64_t pairs;
+  int64_t rows;
+};
+
+// Linear kernel alignment of one matrix: dA = student A_s + teacher A_t with both centered.
+struct Alignment {
+  double student;
+  double teacher;
+};
+
 // What a matrix's statistic is made from; what the fields mean depends on the normalization.
 struct State {
   double first;   // a sum, or the maximum
@@ -94,10 +110,13 @@ struct State {
 // All launches of a call share it. What a kernel writes only later ones read, but for `first` and
 // `second`: a row of them may take the place of the pairs it is made from.
 struct Workspace {
-  unsigned* arrivals;        // [3] blocks that are done: of rows, means and count
-  double* loss_scale;        // [1] weight / count, where only the masks tell the count
-  RowTotals* rows;           // [N, row_blocks]
+  unsigned* arrivals;    // [N + 1] blocks of a matrix that are done, and matrices; 0 again after
+                         // every sweep
+  double* loss_scale;    // [1] weight / count, where only the masks tell the count
+  MatrixTotals* totals;  // [N]
+  RowTotals* rows;       // [N, row_blocks]
   CenteredTotals* centered;  // [N, row_blocks]
+  Alignment* alignments;     // [N]
   State* states;             // [2, N, state_slots] of student and teacher
   double* row_sums;          // [3, N, Q] of A_s, A_t and dA
   double* column_sums;       // [3, N, K]
@@ -160,7 +179,7 @@ struct Params {
   void* scale_gradient;  // []
   void* row_losses;      // [N, Q]
 
-  // derived from the above (schedule.cuh)
+  // derived from the above (layout.cuh)
   bool counts;           // only the masks tell the count: see Workspace::loss_scale
   double loss_scale;     // weight / count otherwise
   double taylor_factor;  // exp(-scale)
@@ -251,6 +270,16 @@ AFFKD_BOTH constexpr bool is_closed(const Params& p) {
          p.settings.pair == PairFunction::linear && !p.settings.unit && !p.settings.clamped &&
          p.settings.diagonal == Diagonal::keep && p.row_losses == nullptr &&
          p.scale_gradient == nullptr;
+}
+
+AFFKD_BOTH constexpr int64_t gram_tiles(const Params& p, const Panel& panel) {
+  const int64_t rows = divide_up(panel.rows, kTile), columns = divide_up(p.keys, kTile);
+  return is_mirrored(p) ? rows * (rows + 1) / 2 : rows * columns;
+}
+
+// Blocks that share the tiles of one side of a matrix out among them.
+AFFKD_BOTH constexpr int64_t gram_blocks(const Params& p, const Panel& panel) {
+  return gram_has_states(p) ? p.state_slots : gram_tiles(p, panel);
 }
 
 // The launches; all have blocks of kThreads threads. `schedule.cuh` puts them in order.

@@ -4,7 +4,7 @@
 // unit items s_i = -sum_j V_ij u_i.u_j, which takes out what would change the length.
 #pragma once
 
-#include "means.cuh"
+#include "gradient_pairs.cuh"
 #include "multiply.cuh"
 
 namespace affkd::cuda {
@@ -21,39 +21,28 @@ class ProductTile {
         T cosines[kEdge][kEdge + 1];
       } tile;
       T partial[SliceProduct<T, P>::kGroups * kEdge * (kWidth + 1)];
-      CenteredTotals centered[kWarps];
-      RowTotals totals[kWarps];
-      double sums[kWarps];
+      typename GradientPairs<T>::Scratch scratch;
     };
+    typename GradientPairs<T>::Means means;
     T origin[kWidth];
     T own_sums[kEdge];
-    Centering<T>
-        student_means;  // of linear kernel alignment only: not worth every call's registers
-    Centering<T> teacher_means;
   };
 
   AFFKD_DEVICE ProductTile(const Params& p, Shared& shared)
       : p_(p),
         shared_(shared),
         features_(p.task.keys ? p.student_keys : p.student),
-        student_scale_(scale_of<T>(p, true)),
-        teacher_scale_(scale_of<T>(p, false)),
-        offset_(static_cast<T>(p.settings.offset)) {
-    const Panel& panel = p.task.panel;
-    const int64_t slices = divide_up(p.student.dim, kSlice);
-    const int64_t count = p.task.keys ? p.keys : panel.rows, tiles = divide_up(count, kTile);
-    const int64_t unit = static_cast<int64_t>(blockIdx.x) / slices;
-    slice_ = static_cast<int64_t>(blockIdx.x) % slices * kSlice;
-    matrix_ = panel.matrix_begin + unit / tiles;
-    item_ = unit % tiles * kTile + (p.task.keys ? 0 : panel.row_begin);
-    end_ = p.task.keys ? p.keys : panel.row_begin + panel.rows;
-    other_begin_ = p.task.keys ? panel.row_begin : 0;
-    other_end_ = p.task.keys ? panel.row_begin + panel.rows : p.keys;
-  }
+        matrix_(p.task.panel.matrix_begin + unit() / tiles()),
+        slice_(static_cast<int64_t>(blockIdx.x) % slices() * kSlice),
+        item_(unit() % tiles() * kTile + (p.task.keys ? 0 : p.task.panel.row_begin)),
+        end_(p.task.keys ? p.keys : end_of_panel()),
+        other_begin_(p.task.keys ? p.task.panel.row_begin : 0),
+        other_end_(p.task.keys ? end_of_panel() : p.keys),
+        pairs_(p, matrix_, shared.means) {}
 
   AFFKD_DEVICE void run() {
     // what takes part in nothing shows nowhere, even if it is NaN
-    const bool any = prepare_coefficients();
+    const bool any = pairs_.prepare(shared_.scratch, shared_.means);
     if (any) {
       prepare_origin();
       accumulate();
@@ -64,6 +53,13 @@ class ProductTile {
  private:
   static constexpr int kPairs = kEdge / kWarps;  // of one tile, for every thread
 
+  AFFKD_DEVICE int64_t slices() const { return divide_up(p_.student.dim, kSlice); }
+  AFFKD_DEVICE int64_t tiles() const {
+    return divide_up(p_.task.keys ? p_.keys : p_.task.panel.rows, kTile);
+  }
+  AFFKD_DEVICE int64_t unit() const { return static_cast<int64_t>(blockIdx.x) / slices(); }
+  AFFKD_DEVICE int64_t end_of_panel() const { return p_.task.panel.row_begin + p_.task.panel.rows; }
+
   // A common offset of the features is no matter where the rows of V sum to 0 or s_i makes up for
   // it.
   AFFKD_DEVICE bool has_origin() const {
@@ -73,52 +69,6 @@ class ProductTile {
     return (centered || is_distance(pair)) && !p_.settings.unit;
   }
   AFFKD_DEVICE bool has_sums() const { return p_.settings.unit || is_distance(p_.settings.pair); }
-  // nothing tells the rows of a symmetric matrix apart: W' is W
-  AFFKD_DEVICE bool is_symmetric() const {
-    const Normalization kind = p_.settings.normalization;
-    return (is_global(kind) || kind == Normalization::none) && p_.row_weight.data == nullptr &&
-           p_.pair_mask.data == nullptr;
-  }
-
-  AFFKD_DEVICE bool reads_mirror() const {
-    return p_.task.keys || (p_.task.both_sides && !is_symmetric());
-  }
-
-  // Returns whether any pair of the panel takes part.
-  AFFKD_DEVICE bool prepare_coefficients() {
-    const double twice = p_.task.both_sides && is_symmetric() ? 2 : 1;
-    const double scale = twice * loss_scale(p_);
-    first_ = static_cast<T>(scale);
-    if (is_closed(p_)) {
-      const Alignment alignment =
-          block_alignment<T>(p_, matrix_, shared_.centered, shared_.totals, shared_.sums);
-      first_ = static_cast<T>(scale * alignment.teacher);
-      second_ = static_cast<T>(scale * alignment.student);
-      __syncthreads();
-      prepare_means();
-    } else if (has_second(p_)) {
-      const RowTotals totals = block_totals(totals_of(p_, matrix_), p_.row_blocks, shared_.totals);
-      second_ = static_cast<T>(-scale * totals.correction);
-    }
-    __syncthreads();
-    const Panel& panel = p_.task.panel;
-    const RowTotals* rows = totals_of(p_, matrix_) + panel.row_begin / kWarps;
-    const RowTotals totals = block_totals(rows, divide_up(panel.rows, kWarps), shared_.totals);
-    __syncthreads();
-    return totals.pairs > 0;
-  }
-
-  AFFKD_DEVICE void prepare_means() {
-    Centering<T> student, teacher;
-    student.find(p_, Summed::student, matrix_, shared_.sums);
-    __syncthreads();
-    teacher.find(p_, Summed::teacher, matrix_, shared_.sums);
-    if (threadIdx.x == 0) {
-      shared_.student_means = student;
-      shared_.teacher_means = teacher;
-    }
-  }
-
   AFFKD_DEVICE bool is_present(int64_t item) const {
     return item < end_ && is_valid(p_.task.keys ? p_.key_mask : p_.mask, matrix_, item);
   }
@@ -159,7 +109,7 @@ class ProductTile {
       store_run(shared_.tile.x + static_cast<int>(threadIdx.x) / 8 * kSlicePitch<T> +
                     static_cast<int>(threadIdx.x) % 8 * kRun,
                 loaded_.x);
-      if (reads_mirror()) {
+      if (pairs_.reads_mirror()) {
         store_mirror();
         __syncthreads();
       }
@@ -181,57 +131,19 @@ class ProductTile {
       if (!p_.task.keys) {
         const int64_t i = item_ + row, j = other + lane;
         const bool inside = i < end_ && j < other_end_;
-        loaded_.direct[r] = inside ? entry(i, j) : T{0};
-        loaded_.cosines[r] = inside && unit ? cosine(i, j) : T{0};
+        loaded_.direct[r] = inside ? pairs_.entry(i, j) : T{0};
+        loaded_.cosines[r] = inside && unit ? pairs_.cosine(i, j) : T{0};
       }
-      if (reads_mirror()) {
+      if (pairs_.reads_mirror()) {
         const int64_t i = other + row, j = item_ + lane;
         const bool inside = i < other_end_ && j < end_;
-        loaded_.mirror[r] = inside ? entry(i, j) : T{0};
+        loaded_.mirror[r] = inside ? pairs_.entry(i, j) : T{0};
         if (p_.task.keys) {
-          loaded_.cosines[r] = inside && unit ? cosine(i, j) : T{0};
+          loaded_.cosines[r] = inside && unit ? pairs_.cosine(i, j) : T{0};
         }
       }
     }
     load_features(other + static_cast<int>(threadIdx.x) / 8);
-  }
-
-  // a W1 + b W2
-  AFFKD_DEVICE T entry(int64_t i, int64_t j) const {
-    const int64_t at = pair_index(p_, matrix_, i, j);
-    const T first = static_cast<const T*>(p_.work.first)[at];
-    if (!has_second(p_)) {
-      return first_ * first;
-    }
-    const T second = static_cast<const T*>(p_.work.second)[at];
-    return is_closed(p_) ? aligned_entry(i, j, second, first) : first_ * first + second_ * second;
-  }
-
-  // of linear kernel alignment, whose pairs are still what they were
-  AFFKD_DEVICE T aligned_entry(int64_t i, int64_t j, T student, T teacher) const {
-    if (!takes_part(p_, matrix_, i, j)) {
-      return T{0};
-    }
-    const T scale = student_scale_;
-    const T s = shared_.student_means.centered(scale * student + offset_, i, j);
-    const T t = shared_.teacher_means.centered(teacher_scale_ * teacher + offset_, i, j);
-    return (second_ * s + first_ * t) * scale;
-  }
-
-  // the inner product of two unit items, of which the one on the other side may be 0
-  AFFKD_DEVICE T cosine(int64_t i, int64_t j) const {
-    const T held = static_cast<const T*>(p_.work.student)[pair_index(p_, matrix_, i, j)];
-    if (!is_distance(p_.settings.pair)) {
-      return held;
-    }
-    const bool nothing = inverse_length(p_.task.keys ? i : j, !p_.task.keys) == T{0};
-    return nothing ? T{0} : T{1} - held * T{0.5};
-  }
-
-  AFFKD_DEVICE T inverse_length(int64_t item, bool key) const {
-    const int64_t longest = p_.queries > p_.keys ? p_.queries : p_.keys;
-    const int64_t list = (key && !is_mirrored(p_) ? p_.matrices : 0) + matrix_;
-    return static_cast<const T*>(p_.work.inverse_lengths)[list * longest + item];
   }
 
   AFFKD_DEVICE void load_features(int64_t other) {
@@ -240,7 +152,7 @@ class ProductTile {
                     other_end_);
     const int run = static_cast<int>(threadIdx.x) % 8 * kRun;
     item.load(slice_ + run, loaded_.x);
-    const T scale = p_.settings.unit && item.present ? inverse_length(other, key) : T{1};
+    const T scale = p_.settings.unit && item.present ? pairs_.inverse_length(other, key) : T{1};
 #pragma unroll
     for (int k = 0; k < kRun; ++k) {
       const T origin = has_origin() && item.present ? shared_.origin[run + k] : T{0};
@@ -265,7 +177,7 @@ class ProductTile {
       const int row = warp_index() + r * kWarps, lane = lane_index();
       T value = p_.task.keys ? T{0} : loaded_.direct[r];
       T cosine = loaded_.cosines[r];
-      if (reads_mirror()) {
+      if (pairs_.reads_mirror()) {
         value += shared_.tile.mirror[lane][row];
         cosine = p_.task.keys ? shared_.tile.cosines[lane][row] : cosine;
       }
@@ -318,24 +230,22 @@ class ProductTile {
     if (!p_.settings.unit) {
       return sum * (x - shared_.origin[column]) - product;
     }
-    const T inverse = inverse_length(item, p_.task.keys);
-    return inverse == T{0} ? T{0} : inverse * (product - sum * (inverse * x));
+    const T inverse = pairs_.inverse_length(item, p_.task.keys);
+    // of a single feature the direction is a constant
+    const bool flows = inverse != T{0} && features_.dim > 1;
+    return flows ? inverse * (product - sum * (inverse * x)) : T{0};
   }
 
   const Params& p_;
   Shared& shared_;
   const FeatureView& features_;  // of the items whose gradient this is
-  const T student_scale_;
-  const T teacher_scale_;
-  const T offset_;
-  int64_t matrix_;
-  int64_t slice_;        // the first of the block's features
-  int64_t item_;         // the first of its items
-  int64_t end_;          // of the items
-  int64_t other_begin_;  // the items on the other side of the pairs
-  int64_t other_end_;
-  T first_ = 1;
-  T second_ = 0;
+  const int64_t matrix_;
+  const int64_t slice_;        // the first of the block's features
+  const int64_t item_;         // the first of its items
+  const int64_t end_;          // of the items
+  const int64_t other_begin_;  // the items on the other side of the pairs
+  const int64_t other_end_;
+  GradientPairs<T> pairs_;
   Loaded loaded_;
   T sums_[kPairs] = {};
   SliceProduct<T, P> product_;

@@ -1,8 +1,9 @@
-// Phase rows: a warp takes a row of pairs of both sides to its loss, to c, and to W. Phase
-// statistics: the same sweep for the statistic of a matrix alone.
+// What a sweep over rows of pairs is made of: a warp takes a row, and a block tells the totals of
+// its rows.
 #pragma once
 
-#include "centering.cuh"
+#include "collectives.cuh"
+#include "views.cuh"
 
 namespace affkd::cuda {
 

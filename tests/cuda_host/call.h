@@ -2,6 +2,7 @@
 #pragma once
 
 #include "kernels.cuh"
+#include "launches.h"
 #include "schedule.cuh"
 
 namespace host {

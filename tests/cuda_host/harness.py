@@ -30,6 +30,8 @@ COMPILER = shutil.which(os.environ.get("CXX", "g++"))
 PHASES = ("gram", "means", "statistics", "count", "rows", "center", "product")
 PRECISIONS = ("ieee", "tf32x3", "tf32")
 FAULTS = ("none", "missing_barrier", "divergent_barrier", "short_memory", "missing_wait")
+# what a GPU always has, and only where the sources ask for it
+FUSED = ["-mfma", "-ffp-contract=off"]
 _STORAGES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 _NO_BUDGET = 2**62
 _STUDENT = Needs()
@@ -59,7 +61,7 @@ MaskView = _structure("MaskView", ("data", _POINTER), *_same("matrix item", _I64
 PairMaskView = _structure("PairMaskView", ("data", _POINTER), *_same("matrix query key", _I64))
 WeightView = _structure("WeightView", ("data", _POINTER), *_same("storage matrix item", _I64))
 ScalarView = _structure("ScalarView", ("data", _POINTER), ("storage", _I64))
-Workspace = _structure("Workspace", *_same(" ".join(f"p{i}" for i in range(13)), _POINTER))
+Workspace = _structure("Workspace", *_same(" ".join(f"p{i}" for i in range(15)), _POINTER))
 Panel = _structure("Panel", *_same("matrix_begin matrices row_begin rows", _I64))
 Task = _structure("Task", ("panel", Panel), *_same(" ".join(f"b{i}" for i in range(8)), _BOOL))
 Params = _structure(
@@ -85,10 +87,17 @@ Params = _structure(
 )
 
 
+def has_fused_multiply_add() -> bool:
+    """Whether this is an x86 processor with FMA; others have it without a flag, or not at all."""
+    information = Path("/proc/cpuinfo")
+    return information.exists() and " fma " in information.read_text()
+
+
 def build(source: str = "driver.cpp", sanitizer: str = "") -> Path:
     """A program of this folder with the kernels in it, once for every state of their sources."""
     assert COMPILER is not None
     flags = ["-std=c++20", "-O1", "-pthread", f"-I{HERE}", f"-I{CSRC / 'cuda'}"]
+    flags += FUSED if has_fused_multiply_add() else []
     flags += ["-fPIC", "-shared"] if source == "driver.cpp" else []
     flags += [f"-fsanitize={sanitizer}", "-g"] if sanitizer else []
     digest = hashlib.sha256(" ".join([COMPILER, source, *flags]).encode())
@@ -133,6 +142,7 @@ class Library:
             getattr(self._library, name).restype = _I64
         assert self._library.params_size() == ctypes.sizeof(Params)
         self.launches: list[str] = []
+        self.most_slots = 4096
 
     def set_fault(self, fault: str, at: int = 0) -> None:
         """What is to go wrong in later calls: see host::Fault."""
@@ -146,7 +156,10 @@ class Library:
         precision: str = "ieee",
         budget: int = _NO_BUDGET,
     ) -> LossAndGrad:
-        """As the op's function of this name; `budget` bounds the bytes of the pairs held."""
+        """As the op's function of this name; `budget` bounds the bytes of the pairs held.
+
+        In float, a statistic that comes out of the tiles has at most `most_slots` parts.
+        """
         axis = "row" if inputs.student_keys is None else spec.axis
         if axis == "row":
             return self._call(spec, inputs, needs, precision, budget, 1.0, False)
@@ -218,6 +231,8 @@ class Library:
         for name, tensor in zip(outputs, (*result[1:], rows), strict=True):
             setattr(params, name, None if tensor is None else tensor.data_ptr())
         size = self._library.prepare(ctypes.byref(params), _I64(budget))
+        if not params.wide:
+            params.state_slots = min(params.state_slots, self.most_slots)
         # not a number it is not told
         workspace = torch.full((size + 256,), 0xFF, dtype=torch.uint8)
         aligned = (workspace.data_ptr() + 255) // 256 * 256

@@ -120,6 +120,10 @@ Result run(const Settings& settings, const Variant& variant) {
   p.query_gradient = out + 1;
   p.key_gradient = self ? nullptr : out + 1 + n * kQueries * kStudent;
   cuda::complete(p, variant.budget);
+  if (cuda::gram_has_states(p)) {
+    // fewer than tiles, so that a block has one after the other
+    p.state_slots = 2;
+  }
   std::vector<unsigned char> workspace(static_cast<size_t>(cuda::lay_out(p, nullptr)) + 256, 0xff);
   const uintptr_t base = (reinterpret_cast<uintptr_t>(workspace.data()) + 255) / 256 * 256;
   host::call(p, reinterpret_cast<void*>(base), [](cuda::Phase) {});

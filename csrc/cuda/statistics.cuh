@@ -1,0 +1,59 @@
+// Phase statistics: the statistic of a matrix that its tiles could not tell, of either side one
+// part for every block of rows.
+#pragma once
+
+#include "sides.cuh"
+
+namespace affkd::cuda {
+
+template <typename T>
+class StatisticsBlock {
+ public:
+  struct Shared {
+    State states[kWarps];
+    double sums[kWarps];
+  };
+
+  AFFKD_DEVICE StatisticsBlock(const Params& p, Shared& shared)
+      : p_(p), shared_(shared), task_(find_row(p)), sides_(p, task_) {}
+
+  AFFKD_DEVICE void run() {
+    sides_.find_means(shared_.sums);
+#pragma unroll 1
+    for (int side = 0; side < 2; ++side) {
+      const bool student = side == 0;
+      State state = empty_state(p_.settings.normalization);
+      sides_.row().each_pair([&](int64_t j) { add_entry(student, j, state); });
+      write(student, state);
+    }
+  }
+
+ private:
+  AFFKD_DEVICE void add_entry(bool student, int64_t j, State& state) const {
+    const T before = sides_.affinity(student, j);
+    if (is_centered(p_)) {
+      const double after = sides_.centered(before, student, j), a = before;
+      state = {state.first + after * after, state.second + a * a, 0};
+    } else {
+      const int64_t place = task_.row * p_.keys + j;
+      add_to_state(p_.settings.normalization, before, sides_.row().own(j), place, state);
+    }
+  }
+
+  AFFKD_DEVICE void write(bool student, State state) {
+    const Normalization kind = p_.settings.normalization;
+    __syncthreads();
+    state = block_fold(state, shared_.states,
+                       [=](State a, State b) { return join_states(kind, a, b); });
+    if (threadIdx.x == 0) {
+      states_of(p_, student, task_.matrix)[task_.block] = state;
+    }
+  }
+
+  const Params& p_;
+  Shared& shared_;
+  const RowTask task_;
+  RowSides<T> sides_;
+};
+
+}  // namespace affkd::cuda
