@@ -1,4 +1,4 @@
-"""Groups of gloo processes on this machine, each started once, that run all checks of a module.
+"""Groups of gloo processes on this machine, each started once, that run all checks of some modules.
 
 A check is a function `check_...(ranks: Ranks)`; every process calls it, and an error in any of them
 is its result. Starting processes costs seconds, a check milliseconds.
@@ -11,6 +11,7 @@ import importlib
 import sys
 import tempfile
 import traceback
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -65,11 +66,11 @@ class Ranks:
 
 
 @cache
-def results(module: str, size: int) -> dict[str, Any]:
+def results(modules: tuple[str, ...], size: int) -> dict[str, Any]:
     """Each check's errors by rank, {} if it passed, and under "figures" the largest errors."""
     with tempfile.TemporaryDirectory() as folder:
         try:
-            mp.spawn(_run, (size, module, folder), nprocs=size, join=True)
+            mp.spawn(_run, (size, modules, folder), nprocs=size, join=True)
         except mp.ProcessException as error:
             # returned, so that the next test need not start the processes to fail again
             return {"crash": str(error)}
@@ -83,24 +84,30 @@ def results(module: str, size: int) -> dict[str, Any]:
     return merged
 
 
-def checks(module: Any) -> list[str]:
-    return [name for name in vars(module) if name.startswith("check_")]
+def checks(modules: tuple[str, ...]) -> dict[str, Callable[[Ranks], None]]:
+    """The checks of the modules by name."""
+    found: dict[str, Callable[[Ranks], None]] = {}
+    for module in map(importlib.import_module, modules):
+        own = {name: check for name, check in vars(module).items() if name.startswith("check_")}
+        twice = own.keys() & found.keys()
+        assert not twice, f"two checks are named {twice}"
+        found |= own
+    return found
 
 
-def _run(rank: int, size: int, module: str, folder: str) -> None:
+def _run(rank: int, size: int, modules: tuple[str, ...], folder: str) -> None:
     torch.set_num_threads(1)
     sys.path.insert(0, str(Path(__file__).parent))
     # a file of this run alone: a fixed port could be taken
     rendezvous = f"file://{folder}/rendezvous"
     dist.init_process_group("gloo", rendezvous, rank=rank, world_size=size, timeout=TIMEOUT)
-    loaded = importlib.import_module(module)
     figures: dict[str, float] = {}
     errors: dict[str, str] = {}
-    for name in checks(loaded):
+    for name, check in checks(modules).items():
         torch.manual_seed(0)
         try:
             ranks = Ranks(rank, size, dist.group.WORLD, figures)
-            getattr(loaded, name)(ranks)
+            check(ranks)
             errors[name] = "\n".join(ranks.wrong)
         except Exception:
             errors[name] = traceback.format_exc()

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import distributed_checks
 import pytest
 import torch
 import torch.distributed as dist
+from distributed_checks import MODULES
 from ranks import checks, results
 
 import affkd_kernels as affkd
@@ -16,9 +16,9 @@ pytestmark = pytest.mark.skipif(
 
 
 @pytest.mark.parametrize("size", [2, 4])
-@pytest.mark.parametrize("check", checks(distributed_checks))
+@pytest.mark.parametrize("check", checks(MODULES))
 def test_on_ranks(check: str, size: int) -> None:
-    result = results(distributed_checks.__name__, size)
+    result = results(MODULES, size)
     assert "crash" not in result, result["crash"]
     assert check in result, "not reached: a check before it left the ranks out of step"
     assert not result[check], "\n".join(f"rank {r}:\n{e}" for r, e in result[check].items())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 import types
 from dataclasses import replace
@@ -10,14 +9,13 @@ from dataclasses import replace
 import pytest
 import torch
 from torch import nn
+from trainer_runs import ignore, records, small, total_losses
 
 from affkd_kernels.trainer.config import (
     DataConfig,
-    OptimizerConfig,
     SupervisionConfig,
     TeacherConfig,
     TermConfig,
-    TrainConfig,
 )
 from affkd_kernels.trainer.data import load_data
 from affkd_kernels.trainer.data.tiny import write_tiny_cifar
@@ -28,30 +26,6 @@ from affkd_kernels.trainer.precision import Precision
 from affkd_kernels.trainer.run import build_objective, run
 from affkd_kernels.trainer.run_folder import RunFolder, load_checkpoint
 from affkd_kernels.trainer.step import batch_order, initial_student, own_part, step_losses
-
-TERM = TermConfig(affinity="cosine", normalization="frobenius", options={"reduction": "matrixmean"})
-
-
-def ignore(record):
-    """Observe nothing."""
-
-
-def small(out, **changes):
-    config = TrainConfig(
-        out=str(out),
-        data=DataConfig("digits", limit=128),
-        optimizer=OptimizerConfig(epochs=1),
-        teacher=TeacherConfig(epochs=1),
-        loss=TERM,
-        threads=1,
-        log_every=1,
-    )
-    return replace(config, **changes)
-
-
-def total_losses(folder):
-    lines = (folder / "metrics.jsonl").read_text().splitlines()
-    return [r["total"] for r in map(json.loads, lines) if r["kind"] == "train"]
 
 
 @pytest.mark.parametrize("precision", ["bfloat16", "float16"])
@@ -131,7 +105,7 @@ def plain(channels, classes):
 def test_a_run_in_parts_learns_and_resumes_to_the_bit(tmp_path):
     config = small(tmp_path / "whole", accumulate=3, checkpoint_every=1)
     run(config, observe=ignore)
-    assert len(total_losses(tmp_path / "whole")) == 2
+    assert len(total_losses(tmp_path / "whole")) == 4
 
     def interrupt(record):
         if record["kind"] == "train" and record["step"] == 2 and not record.get("teacher"):
@@ -246,10 +220,31 @@ def test_tensorboard_gets_every_number_at_its_step(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", module)
     seen = []
     run(small(tmp_path / "run", loss=TermConfig(), tensorboard=True), observe=seen.append)
-    assert written[-1] == "closed" and len(seen) == 3
+    assert written[-1] == "closed" and len(seen) == 5
     (score,) = (w for w in written if w[0] == "evaluation/test_accuracy")
-    assert score[1:] == (seen[-1]["test_accuracy"], 2)
-    assert [w[2] for w in written if w[0] == "train/cross_entropy"] == [1, 2]
+    assert score[1:] == (seen[-1]["test_accuracy"], 4)
+    assert [w[2] for w in written if w[0] == "train/cross_entropy"] == [1, 2, 3, 4]
+
+
+def test_tensorboard_reads_back_what_a_run_recorded(tmp_path):
+    reader = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    run(small(tmp_path / "run", loss=TermConfig(), tensorboard=True), observe=ignore)
+    events = reader.EventAccumulator(str(tmp_path / "run/tensorboard"))
+    events.Reload()
+    read = {tag: {e.step: e.value for e in events.Scalars(tag)} for tag in events.Tags()["scalars"]}
+    trained = [r for r in records(tmp_path / "run") if r["kind"] == "train"]
+    (evaluated,) = (r for r in records(tmp_path / "run") if r["kind"] == "evaluation")
+    expected = {
+        "train/rate": {r["step"]: r["rate"] for r in trained},
+        "train/total": {r["step"]: r["total"] for r in trained},
+        "train/cross_entropy": {r["step"]: r["terms"]["cross_entropy"] for r in trained},
+    }
+    for name in ("test_loss", "test_accuracy", "neighbor_accuracy"):
+        expected[f"evaluation/{name}"] = {evaluated["step"]: evaluated[name]}
+    assert len(trained) == 4 and read.keys() == expected.keys()
+    for tag, values in expected.items():
+        # the files hold float32
+        assert read[tag] == pytest.approx(values, rel=1e-6), tag
 
 
 def test_without_tensorboard_the_package_is_named(tmp_path, monkeypatch):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from dataclasses import replace
 import pytest
 import torch
 import yaml
+from trainer_runs import same_to_the_bit
 
 from affkd_kernels.trainer.cli import main
 from affkd_kernels.trainer.config import (
@@ -75,6 +77,20 @@ def test_the_plan_holds_every_valid_triple_and_names_the_others(tmp_path):
     assert all(
         m.terms["relation"].options == {"reduction": "batchmean"} for m in plan.methods if m.triple
     )
+
+
+def test_triples_that_are_not_valid_are_one_line_and_a_file(tmp_path):
+    normalizations = ["row_sum", "mean(over=all)", "none"]
+    config = small(tmp_path / "g", affinities=["gram"], normalizations=normalizations, seeds=[0])
+    told = []
+    Grid(replace(config, methods={}), told.append).run()
+    path = tmp_path / "g/skipped.csv"
+    assert told[0] == f"1 of 3 triples are valid; {path} has the others, with reasons"
+    assert not any("row_sum" in text for text in told)
+    with path.open() as file:
+        rows = {row["triple"]: row["reason"] for row in csv.DictReader(file)}
+    assert rows.keys() == {"gram / row_sum / mse", "gram / mean(over=all) / mse"}
+    assert all("non-negative" in reason for reason in rows.values())
 
 
 def test_a_study_has_a_row_for_each_run_and_trains_its_teacher_once(tmp_path):
@@ -157,9 +173,28 @@ def test_a_launcher_trains_the_same(tmp_path):
     )
     Grid(launched, quiet).run()
     assert table(tmp_path / "one") == table(tmp_path / "two")
-    broken = replace(launched, out=str(tmp_path / "three"), launcher="false {arguments}")
-    rows = Grid(broken, quiet).run()
-    assert all("exit code 1" in r["failure"] for r in rows)
+    # the teacher too: the machine that starts the runs may be none to train on
+    assert (tmp_path / "two/teachers/cnn_teacher-final.log").read_text().count("accuracy") >= 1
+
+
+def test_what_a_launcher_does_not_train_is_told_with_its_log(tmp_path):
+    launcher = tmp_path / "launcher.py"
+    launcher.write_text(
+        "import subprocess, sys\n"
+        "if not any('teachers' in argument for argument in sys.argv):\n"
+        "    sys.exit('error: no teacher\\nthe scheduler says goodbye')\n"
+        "sys.exit(subprocess.call([sys.executable, *sys.argv[1:]]))\n"
+    )
+    config = small(tmp_path / "g", normalizations=[], methods={}, seeds=[0])
+    config = replace(config, launcher=f"{sys.executable} {launcher} {{arguments}}", jobs=2)
+    rows = Grid(config, quiet).run()
+    assert [r["method"] for r in rows] == ["CE", "KD"]
+    for row in rows:
+        assert "error: no teacher (" in row["failure"] and row["last"] is None
+        (log,) = (tmp_path / "g/final").glob(f"**/{row['method']}/seed0.log")
+        assert str(log) in row["failure"] and "goodbye" in log.read_text()
+    with pytest.raises(RuntimeError, match="teacher 'cnn_teacher' was not trained.*exit code 1"):
+        Grid(replace(config, out=str(tmp_path / "h"), launcher="false {arguments}"), quiet).run()
 
 
 def test_processes_of_a_study_share_data_and_teacher(tmp_path, monkeypatch):
@@ -192,9 +227,9 @@ def test_a_study_that_is_killed_ends_with_the_same_table(tmp_path, jobs):
     assert not (cut / "results.csv").exists()
     # the processes of the killed study end by themselves and let go of its folders
     time.sleep(1.0 if jobs > 1 else 0.0)
-    finished = {path: path.stat().st_mtime_ns for path in cut.glob("**/summary.json")}
+    finished = written(cut, "summary.json")
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
-    assert {path: path.stat().st_mtime_ns for path in finished} == finished
+    assert finished.items() <= written(cut, "summary.json").items()
     assert (cut / "results.csv").read_bytes() == (tmp_path / "whole/results.csv").read_bytes()
 
 
@@ -205,6 +240,56 @@ def wait_for_runs(folder, count, process, seconds=120):
             return
         time.sleep(0.005)
     pytest.fail(f"the study did not finish {count} runs while it ran")
+
+
+@pytest.mark.slow
+def test_a_study_killed_at_random_moments_ends_with_the_same_table(tmp_path, tally):
+    """All of its processes by one SIGKILL, several times, wherever they happen to be."""
+    config = small(tmp_path / "whole", shares=[0.3, 1.0], seeds=[0, 1])
+    config = replace(config, base=replace(config.base, optimizer=OptimizerConfig(epochs=8)))
+    torch.set_num_threads(1)
+    started = time.monotonic()
+    Grid(config, quiet).run()
+    seconds = time.monotonic() - started
+    recipe, cut = tmp_path / "grid.yaml", tmp_path / "cut"
+    values = replace(config, out=str(cut), jobs=2).to_dict()
+    recipe.write_text(yaml.safe_dump(json.loads(json.dumps(values))))
+    command = [sys.executable, "-m", "affkd_kernels.trainer.cli", "grid", "-c", str(recipe)]
+    # a fifth of the work at most, so that there is some left to kill
+    kills = kill_at_random(command, cut, [random.uniform(0, seconds / 5) for _ in range(5)])
+    assert kills >= 3
+    tally("times that all processes of a study were killed", kills)
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    assert (cut / "results.csv").read_bytes() == (tmp_path / "whole/results.csv").read_bytes()
+    summaries = sorted((tmp_path / "whole").glob("**/summary.json"))
+    assert len(summaries) == 2 + 2 * 2 + 4 * 2
+    for path in summaries:
+        same_to_the_bit(path.parent, cut / path.parent.relative_to(tmp_path / "whole"))
+
+
+def kill_at_random(command, folder, moments):
+    """Start a study once for each moment, and kill it so many seconds after it began to train.
+
+    Nothing that was finished is done again. Returns how often it was killed before its end.
+    """
+    for kills, moment in enumerate(moments):
+        finished = written(folder, "summary.json")
+        before = written(folder, "last.pt")
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, start_new_session=True)
+        while written(folder, "last.pt") == before and process.poll() is None:
+            time.sleep(0.005)
+        time.sleep(moment)
+        if process.poll() is not None:
+            return kills
+        os.killpg(process.pid, signal.SIGKILL)
+        assert process.wait() == -signal.SIGKILL
+        assert finished.items() <= written(folder, "summary.json").items()
+    return len(moments)
+
+
+def written(folder, name):
+    """The files of this name, each with the time that it was written."""
+    return {path: path.stat().st_mtime_ns for path in folder.glob(f"**/{name}")}
 
 
 def test_another_study_is_refused_and_named(tmp_path):

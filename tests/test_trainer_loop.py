@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import subprocess
@@ -12,6 +11,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from trainer_runs import TERM, ignore, records, same_to_the_bit, small
 
 from affkd_kernels.trainer.config import (
     DataConfig,
@@ -19,7 +19,6 @@ from affkd_kernels.trainer.config import (
     SupervisionConfig,
     TeacherConfig,
     TermConfig,
-    TrainConfig,
 )
 from affkd_kernels.trainer.data import load_data
 from affkd_kernels.trainer.errors import FileContentError
@@ -30,51 +29,8 @@ from affkd_kernels.trainer.objective import NonFiniteLossError, Objective, Outpu
 from affkd_kernels.trainer.rehearsal import gradient_shares, rehearse
 from affkd_kernels.trainer.report import progress_line
 from affkd_kernels.trainer.run import build_objective, run
-from affkd_kernels.trainer.run_folder import RunFolder, load_checkpoint
+from affkd_kernels.trainer.run_folder import RunFolder
 from affkd_kernels.trainer.step import batch_order, initial_student
-
-TERM = TermConfig(affinity="cosine", normalization="frobenius", options={"reduction": "matrixmean"})
-
-
-def ignore(record):
-    """Observe nothing."""
-
-
-def small(out, **changes):
-    """One epoch on a part of the digits, in a second or less."""
-    config = TrainConfig(
-        out=str(out),
-        data=DataConfig("digits", limit=200),
-        optimizer=OptimizerConfig(epochs=1),
-        teacher=TeacherConfig(epochs=1),
-        loss=TERM,
-        threads=1,
-        log_every=1,
-    )
-    return replace(config, **changes)
-
-
-def without_times(value):
-    if isinstance(value, dict):
-        return {k: without_times(v) for k, v in value.items() if k not in ("seconds", "cost")}
-    return value
-
-
-def records(folder):
-    lines = (folder / "metrics.jsonl").read_text().splitlines()
-    return [without_times(json.loads(line)) for line in lines]
-
-
-def same_to_the_bit(first, second):
-    """Compare the summaries, metrics and last checkpoints of two run folders, times apart."""
-    summaries = [json.loads((path / "summary.json").read_text()) for path in (first, second)]
-    assert without_times(summaries[0]) == without_times(summaries[1])
-    assert records(first) == records(second)
-    states = [load_checkpoint(path / "last.pt") for path in (first, second)]
-    for part in ("weights", "order"):
-        assert states[0][part].keys() == states[1][part].keys()
-        for name, value in states[0][part].items():
-            assert torch.equal(torch.as_tensor(value), torch.as_tensor(states[1][part][name])), name
 
 
 def test_a_run_leaves_its_records_and_trains_its_teacher_first(tmp_path):

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from affkd_kernels.features import FeatureCapture
-from affkd_kernels.trainer.models import MODELS, build_model
+from affkd_kernels.trainer.models import MODELS, STAGES_OF, build_model
 
 # parameters at 100 classes, counted in the code of the published comparison (RepDistiller)
 PUBLISHED_PARAMETERS = {
@@ -43,6 +43,19 @@ LAST_MAPS = {
     "mobilenet_v2_half": (160, 2),
     "shufflenet_v1": (960, 4),
     "shufflenet_v2": (464, 4),
+}
+
+
+# what the published comparison takes of a network besides its stem: channels and side
+STAGES = {
+    "resnet8": [(16, 32), (32, 16), (64, 8)],
+    "resnet8x4": [(64, 32), (128, 16), (256, 8)],
+    "resnet50": [(256, 32), (512, 16), (1024, 8), (2048, 4)],
+    "wrn_16_1": [(16, 32), (32, 16), (64, 8)],
+    "vgg8": [(128, 16), (256, 8), (512, 4), (512, 4)],
+    "mobilenet_v2_half": [(12, 16), (16, 8), (48, 4), (160, 2)],
+    "shufflenet_v1": [(240, 16), (480, 8), (960, 4)],
+    "shufflenet_v2": [(116, 16), (232, 8), (464, 4)],
 }
 
 
@@ -91,6 +104,19 @@ def test_stages_and_pooled_features_are_captured_by_name(name):
         sides = [features[path].shape[2] for path in paths[:-2]]
         assert sides == sorted(sides, reverse=True)
         torch.testing.assert_close(model.head(features["features"]), logits)
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_stages_are_those_of_the_published_comparison(name):
+    model = build_model(name, 3, 10, seed=0).eval()
+    with FeatureCapture(model, STAGES_OF[name]) as features, torch.no_grad():
+        model(torch.randn(1, 3, 32, 32))
+        found = [tuple(features[path].shape[1:3]) for path in STAGES_OF[name]]
+    assert found == STAGES[name]
+
+
+def test_every_benchmark_network_has_stages():
+    assert STAGES_OF.keys() == MODELS.keys() - {"cnn_student", "cnn_teacher"}
 
 
 @pytest.mark.parametrize("name", ["resnet8", "wrn_16_1", "shufflenet_v2"])

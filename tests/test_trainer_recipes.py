@@ -12,12 +12,15 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from affkd_kernels.features import FeatureCapture
 from affkd_kernels.presets import describe
 from affkd_kernels.trainer.assess import retrieval_precision, top_accuracy
 from affkd_kernels.trainer.cli import main
 from affkd_kernels.trainer.commands import build_parser, configuration
 from affkd_kernels.trainer.data.tiny import write_tiny_cifar
-from affkd_kernels.trainer.models import MODELS
+from affkd_kernels.trainer.models import MODELS, build_model
+from affkd_kernels.trainer.models.stages import stage_pairs
+from affkd_kernels.trainer.objective import build_relation
 from affkd_kernels.trainer.optimizer import learning_rate
 from affkd_kernels.trainer.published import published_accuracy, published_table
 from affkd_kernels.trainer.run_folder import RunFolder
@@ -72,13 +75,70 @@ def test_a_recipe_trains_as_published(pair):
 
 def test_methods_have_their_published_weights_and_features():
     configs = {method.stem: recipe(PAIRS[0], method) for method in METHODS}
-    assert configs.keys() == {"kd", "sp", "pkt", "rkd"}
+    assert configs.keys() == {"kd", "sp", "pkt", "rkd", "nst"}
+    features = {"sp": "features.maps", "nst": "stages"}
     for name, config in configs.items():
         for term in config.terms.values():
             assert term.weight == describe(term.preset).published_weight
-            assert term.student_feature == ("features.maps" if name == "sp" else "features")
+            asked = features.get(name, "features")
+            assert (term.student_feature, term.teacher_feature) == (asked, asked)
         assert config.supervision.cross_entropy == (0.1 if name == "kd" else 1.0)
     assert configs["rkd"].terms.keys() == {"rkd_distance", "rkd_angle"}
+
+
+# networks of three stages, of four, and of four with their names apart
+@pytest.mark.parametrize(
+    ("pair", "count"),
+    [("resnet56-resnet20", 3), ("resnet32x4-shufflenet_v2", 3), ("vgg13-mobilenet_v2_half", 4)],
+)
+def test_neuron_selectivity_is_the_published_sum_over_the_stages(pair, count):
+    config = recipe(RECIPES / f"pairs/{pair}.yaml", RECIPES / "methods/nst.yaml")
+    networks = [build_model(name, 3, 10, 0) for name in (config.student, config.teacher.model)]
+    taps = (config.student_features(), config.teacher_features())
+    images = torch.randn(2, 3, 32, 32)
+    features = []
+    for network, paths in zip(networks, taps, strict=True):
+        with FeatureCapture(network.double(), paths) as captured, torch.no_grad():
+            network(images.double())
+            features.append({path: captured[path] for path in paths})
+    total, terms = build_relation(config.relational_terms())(*features)
+    assert list(terms) == [f"nst_{number}" for number in range(1, count + 1)]
+    expected = 0.0
+    for ours, theirs in stage_pairs(config.student, config.teacher.model):
+        expected += 50.0 * discrepancy(features[0][ours], features[1][theirs])
+    assert total.item() == pytest.approx(expected.item(), rel=1e-10)
+
+
+def discrepancy(student, teacher):
+    """The squared maximum mean discrepancy of the channels with the kernel (a.b)^2."""
+    side = min(student.shape[2], teacher.shape[2])
+    student, teacher = (
+        F.normalize(F.adaptive_avg_pool2d(x, side).flatten(2), dim=2) for x in (student, teacher)
+    )
+
+    def kernel(a, b):
+        return (a @ b.mT).square().mean()
+
+    return kernel(student, student) + kernel(teacher, teacher) - 2 * kernel(student, teacher)
+
+
+def test_every_pair_has_stages_that_belong_together():
+    for student, teacher in {(c.student, c.teacher.model) for c in map(recipe, PAIRS)}:
+        assert len(stage_pairs(student, teacher)) in (3, 4)
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--student", "vgg8"], "student 'vgg8' has 4 and the teacher 'resnet56' has 3"),
+        (["--student", "cnn_student"], "student 'cnn_student' are not known"),
+        (["--terms.nst.teacher_feature", "features"], "must both be 'stages' or neither"),
+    ],
+)
+def test_stages_that_do_not_fit_are_told(flags, message):
+    config = recipe(RECIPES / "pairs/resnet56-resnet20.yaml", RECIPES / "methods/nst.yaml", *flags)
+    with pytest.raises(ValueError, match=message):
+        config.relational_terms()
 
 
 def test_a_run_stands_beside_its_published_figure():
@@ -86,6 +146,7 @@ def test_a_run_stands_beside_its_published_figure():
     row = published_table()["resnet32x4", "resnet8x4"]
     for method in METHODS:
         assert published_accuracy(recipe(pair, method).to_dict()) == row[method.stem]
+    assert {method.stem for method in METHODS} < row.keys()
     assert published_accuracy(recipe(pair).to_dict()) == row["student"]
     teacher = recipe(pair, None, "--student", "resnet32x4")
     assert published_accuracy(teacher.to_dict()) == row["teacher"]
@@ -101,7 +162,7 @@ def test_a_run_stands_beside_its_published_figure():
 
 @pytest.fixture(scope="module")
 def tiny_runs(tmp_path_factory):
-    """A teacher and two students on a tiny CIFAR-100, each by its command."""
+    """A teacher and three students on a tiny CIFAR-100, each by its command."""
     folder = tmp_path_factory.mktemp("tiny")
     write_tiny_cifar(folder / "data", train=128, test=120)
     recipes = [str(RECIPES / "base.yaml"), str(RECIPES / "pairs/wrn_40_2-wrn_16_2.yaml")]
@@ -111,14 +172,14 @@ def tiny_runs(tmp_path_factory):
     teacher = [*common, "--teacher.epochs", "1", "--out", str(folder / "runs/teacher")]
     assert main(["teacher", *teacher]) == 0
     common += ["--teacher.checkpoint", str(folder / "runs/teacher/last.pt")]
-    for method in ("sp", "rkd"):
+    for method in ("sp", "rkd", "nst"):
         chosen = ["-c", str(RECIPES / f"methods/{method}.yaml")]
         assert main(["train", *common, *chosen, "--out", str(folder / "runs" / method)]) == 0
     return folder
 
 
 def test_the_real_path_runs_on_a_tiny_data_set(tiny_runs, capsys):
-    for name in ("teacher", "sp", "rkd"):
+    for name in ("teacher", "sp", "rkd", "nst"):
         run = tiny_runs / "runs" / name
         assert main(["eval", str(run)]) == 0
         printed = capsys.readouterr().out
@@ -140,8 +201,9 @@ def test_a_report_has_our_figures_beside_the_published_ones(tiny_runs, capsys):
         "CE",
         "CE + 25 rkd_distance + 50 rkd_angle",
         "CE + 3000 sp",
+        "CE + 50 nst",
     ]
-    for line, name in zip(lines, ("teacher", "rkd", "sp"), strict=True):
+    for line, name in zip(lines, ("teacher", "rkd", "sp", "nst"), strict=True):
         summary = json.loads((tiny_runs / "runs" / name / "summary.json").read_text())
         assert line["last"] == f"{summary['last']['test_accuracy']:.2f}"
         # these networks are none of the published pairs

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import pickle
 import subprocess
@@ -11,6 +12,7 @@ import pytest
 import torch
 import yaml
 
+from affkd_kernels.trainer import run_folder
 from affkd_kernels.trainer.config import DataConfig, TrainConfig
 from affkd_kernels.trainer.errors import FileContentError, FolderInUseError
 from affkd_kernels.trainer.run_folder import RunFolder, load_checkpoint, save_checkpoint
@@ -30,6 +32,15 @@ def test_create_refuses_a_folder_that_holds_something(tmp_path):
     with pytest.raises(FileExistsError, match="not empty.*--resume auto"):
         RunFolder.create(tmp_path, CONFIG)
     assert [path.name for path in tmp_path.iterdir()] == ["note"]
+
+
+def test_a_file_system_without_locks_is_no_obstacle(tmp_path, monkeypatch):
+    def flock(file, how):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(run_folder.fcntl, "flock", flock)
+    with RunFolder.create(tmp_path / "run", CONFIG), RunFolder.open(tmp_path / "run", CONFIG):
+        pass
 
 
 def test_open_refuses_another_configuration_and_names_the_field(tmp_path):

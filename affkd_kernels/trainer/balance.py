@@ -30,9 +30,18 @@ def balanced_terms(
 
     With it the norm of the terms' gradient at the student's features is ``share`` times that of
     the cross-entropy: the median over the first ``batches`` batches, at the student's initial
-    weights. Terms that belong together, as RKD's two do, keep their proportion. All terms must
-    compare the module called ``features``.
+    weights. Terms that belong together, as RKD's two do, keep their proportion.
+
+    Raises:
+        ValueError: a term that compares another module than ``features``, where the cross-entropy's
+            gradient is another one; and what ``suggest_weight`` raises.
     """
+    for name, term in terms.items():
+        if {term.student_feature, term.teacher_feature} != {FEATURES}:
+            raise ValueError(
+                f"a share is measured at the module {FEATURES!r}, but term {name!r} compares "
+                f"{term.student_feature!r} with {term.teacher_feature!r}; give weights for it"
+            )
     student = initial_student(config, data)
     relation = build_relation(terms)
     everything = replace(config, data=replace(config.data, labels_per_class=None))

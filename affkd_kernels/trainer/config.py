@@ -5,7 +5,18 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
-FEATURES = "features"
+from affkd_kernels.trainer.terms import FEATURES, TermConfig, on_stages
+
+__all__ = [
+    "FEATURES",
+    "DataConfig",
+    "OptimizerConfig",
+    "SupervisionConfig",
+    "TeacherConfig",
+    "TermConfig",
+    "TrainConfig",
+]
+
 NEIGHBORS = 5
 Precision = Literal["float32", "bfloat16", "float16"]
 
@@ -165,38 +176,6 @@ class SupervisionConfig:
 
 
 @dataclass(frozen=True)
-class TermConfig:
-    """One relational term: a preset by name, or a triple of components.
-
-    Args:
-        preset: a name from ``affkd list``.
-        affinity: a component string such as ``rbf(gamma=0.4)``.
-        normalization: a component string such as ``frobenius``; null is ``none``.
-        loss: a component string such as ``mse``, which is also what null means.
-        weight: the loss's ``weight=``; null leaves its own, which is 1, or 0.5 for ``cka``, where
-            it makes the formula 1 - CKA. ``affkd describe`` has the published weight of a preset,
-            which belongs to a batch size and a network.
-        student_feature: dotted path of the student's module whose output is compared.
-        teacher_feature: the same of the teacher.
-        options: further keyword arguments of ``affkd_kernels.preset`` or ``AffinityLoss``.
-    """
-
-    preset: str | None = None
-    affinity: str | None = None
-    normalization: str | None = None
-    loss: str | None = None
-    weight: float | None = None
-    student_feature: str = FEATURES
-    teacher_feature: str = FEATURES
-    options: dict[str, Any] = field(default_factory=dict)
-
-    @property
-    def empty(self) -> bool:
-        """True where the term asks for nothing, as the default does."""
-        return self == TermConfig()
-
-
-@dataclass(frozen=True)
 class TrainConfig:
     """One training run.
 
@@ -271,14 +250,24 @@ class TrainConfig:
                 "every epoch; leave it null or false"
             )
 
-    def relational_terms(self) -> dict[str, TermConfig]:
-        """Every relational term by name; ``loss`` goes by its preset's name, or ``relation``."""
+    def asked_terms(self) -> dict[str, TermConfig]:
+        """The relational terms by name; ``loss`` goes by its preset's name, or ``relation``."""
         if self.loss.empty:
             return dict(self.terms)
         name = self.loss.preset or "relation"
         if name in self.terms:
             raise ValueError(f"loss and terms both hold a term named {name!r}; rename one")
         return {name: self.loss, **self.terms}
+
+    def relational_terms(self) -> dict[str, TermConfig]:
+        """The same with a term on ``stages`` as one for each pair of them: what a step computes."""
+        terms: dict[str, TermConfig] = {}
+        for name, term in self.asked_terms().items():
+            for own_name, own in on_stages(name, term, self.student, self.teacher.model).items():
+                if own_name in terms:
+                    raise ValueError(f"two terms are named {own_name!r}; rename one")
+                terms[own_name] = own
+        return terms
 
     def student_features(self) -> set[str]:
         """The modules of the student that the terms compare."""
@@ -289,7 +278,7 @@ class TrainConfig:
         return {term.teacher_feature for term in self.relational_terms().values()}
 
     def needs_teacher(self) -> bool:
-        return bool(self.supervision.kd or self.relational_terms())
+        return bool(self.supervision.kd or self.asked_terms())
 
     def to_dict(self) -> dict[str, Any]:
         """Plain dicts, strings and numbers, as they go into ``config.yaml``."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -91,6 +92,17 @@ def is_main() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
+def end_group() -> None:
+    """Disconnect the processes, and end what works for them in this one.
+
+    A model under DDP lies in a cycle of references, and holds the group. Left to the end of the
+    interpreter, a thread of the group that lets go of a tensor then ends the process by SIGABRT,
+    after all is done, and torchrun calls the run failed.
+    """
+    gc.collect()
+    dist.destroy_process_group()
+
+
 @contextmanager
 def started_processes(device: str) -> Iterator[Processes]:
     """The processes that torchrun's environment variables tell of, connected with each other."""
@@ -109,4 +121,4 @@ def started_processes(device: str) -> Iterator[Processes]:
         yield Processes(dist.get_rank(), dist.get_world_size(), local_rank)
     finally:
         if owner:
-            dist.destroy_process_group()
+            end_group()

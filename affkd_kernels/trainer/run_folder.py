@@ -7,6 +7,7 @@ that ``RunFolder.open`` can continue. ``.lock`` keeps a second process out.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import platform
@@ -161,8 +162,7 @@ class RunFolder:
         self.path.mkdir(parents=True, exist_ok=True)
         self._lock = (self.path / ".lock").open("a")
         try:
-            if fcntl is not None:
-                fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _lock(self._lock)
             yield
         except BlockingIOError as error:
             self.close()
@@ -242,6 +242,17 @@ class RunFolder:
     def _write_json(self, path: Path, value: dict[str, Any]) -> None:
         text = json.dumps(value, indent=2, allow_nan=False) + "\n"
         write_atomically(path, lambda partial: write_text(partial, text))
+
+
+def _lock(file: IO[str]) -> None:
+    """Lock the file until it is closed; BlockingIOError where another process has done so."""
+    try:
+        if fcntl is not None:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        # a cluster's file system may have no locks: a second process is not noticed there either
+        if error.errno not in (errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK):
+            raise
 
 
 def write_text(path: Path, text: str) -> None:

@@ -100,7 +100,7 @@ def method_name(config: TrainConfig) -> str:
         parts.append("CE" if factor == 1 else f"{factor:g} CE")
     if supervision.kd:
         parts.append(f"{supervision.kd:g} KD")
-    parts += [_term_name(term) for term in config.relational_terms().values()]
+    parts += [_term_name(term) for term in config.asked_terms().values()]
     return " + ".join(parts)
 
 

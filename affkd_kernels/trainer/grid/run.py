@@ -16,7 +16,7 @@ from affkd_kernels.trainer.balance import balanced_terms
 from affkd_kernels.trainer.errors import FileContentError, reading
 from affkd_kernels.trainer.grid.config import GridConfig
 from affkd_kernels.trainer.grid.plan import Case, Cell, Method, Plan, Stage
-from affkd_kernels.trainer.grid.work import shared_data, shared_teacher, train_all
+from affkd_kernels.trainer.grid.work import launch, shared_data, shared_teacher, train_all
 from affkd_kernels.trainer.run import run
 from affkd_kernels.trainer.run_folder import RunFolder, differences, write_atomically, write_text
 
@@ -42,16 +42,17 @@ class Grid:
         self.failures: dict[str, str] = {}
         self.unmeasured: dict[str, str] = {}
         self._units: dict[str, dict[str, float]] = {}
+        self._teachers: set[str] = set()
 
     def run(self) -> list[Row]:
         """Train everything that is not finished; a row for each run, also in ``results.csv``.
 
         Raises:
             ValueError: the folder holds another study.
+            RuntimeError: a teacher could not be trained by the launcher.
         """
         self._open()
-        for name, reason in self.plan.skipped.items():
-            self.tell(f"no valid triple: {name}: {reason}")
+        self._tell_skipped()
         selects = len(self.config.levels) > 1
         selection = list(self._cells("selection", self._every_level)) if selects else []
         self._train(selection)
@@ -75,6 +76,17 @@ class Grid:
         self.folder.mkdir(parents=True, exist_ok=True)
         text = yaml.safe_dump(given, sort_keys=False)
         write_atomically(path, lambda partial: write_text(partial, text))
+
+    def _tell_skipped(self) -> None:
+        """How many triples are valid; what is wrong with the others goes into ``skipped.csv``."""
+        skipped, path = self.plan.skipped, self.folder / "skipped.csv"
+        if not skipped:
+            return
+        rows = [{"triple": name, "reason": reason} for name, reason in skipped.items()]
+        _write_csv(path, ("triple", "reason"), rows)
+        valid = sum(method.triple is not None for method in self.plan.methods)
+        everything = valid + len(skipped)
+        self.tell(f"{valid} of {everything} triples are valid; {path} has the others, with reasons")
 
     def _every_level(self, case: Case, method: Method) -> list[float | None]:
         return [*self.config.levels] if method.terms else []
@@ -154,7 +166,16 @@ class Grid:
         return {name: term.weight or 0.0 for name, term in terms.items()}
 
     def _train_teacher(self, case: Case, stage: Stage) -> None:
-        run(self.plan.teacher(case.pair, stage), resume=True, observe=lambda record: None)
+        teacher, launcher = self.plan.teacher(case.pair, stage), self.config.launcher
+        if teacher.out in self._teachers:
+            return
+        if launcher is None:
+            run(teacher, resume=True, observe=lambda record: None)
+        else:
+            failure = launch(teacher, launcher)
+            if failure is not None:
+                raise RuntimeError(f"the teacher {case.pair.teacher!r} was not trained: {failure}")
+        self._teachers.add(teacher.out)
 
     def _train(self, cells: list[Cell]) -> None:
         for case, stage in dict.fromkeys((cell.case, cell.stage) for cell in cells):

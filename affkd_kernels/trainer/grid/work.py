@@ -116,7 +116,10 @@ def _load_teacher(
 
 
 def launch(config: TrainConfig, launcher: str) -> str | None:
-    """Train one run by a command of its own; what went wrong, or None."""
+    """Train one run by a command of its own; what went wrong, or None.
+
+    Beside the run's folder lie its recipe and, as ``.log``, what the command printed.
+    """
     out = Path(config.out)
     if (out / "summary.json").exists():
         return None
@@ -125,11 +128,17 @@ def launch(config: TrainConfig, launcher: str) -> str | None:
     write_atomically(recipe, lambda partial: _write(partial, config.to_dict()))
     arguments = ["-m", "affkd_kernels.trainer.cli", "train", "-c", str(recipe), "--resume", "auto"]
     command = shlex.split(launcher.replace("{arguments}", shlex.join(arguments)))
-    finished = subprocess.run(command, capture_output=True, text=True)
-    if finished.returncode == 0:
-        return None
-    told = finished.stderr.strip().splitlines()[-1:] or [f"exit code {finished.returncode}"]
-    return f"{command[0]}: {told[0]}"
+    log = out.with_name(out.name + ".log")
+    with log.open("w") as file:
+        code = subprocess.run(command, stdout=file, stderr=subprocess.STDOUT).returncode
+    return None if code == 0 else f"{command[0]}: {_last_words(log, code)} ({log})"
+
+
+def _last_words(log: Path, code: int) -> str:
+    """The error of ``affkd`` itself, where there is one: launchers have much to say after it."""
+    lines = log.read_text(errors="replace").split("\n")
+    told = [line for line in lines if line.startswith("error: ")] or list(filter(str.strip, lines))
+    return told[-1] if told else f"exit code {code}"
 
 
 def _write(path: Path, values: dict[str, Any]) -> None:

@@ -12,10 +12,11 @@ from affkd_kernels.trainer.models.mobilenet import mobilenet_v2_half
 from affkd_kernels.trainer.models.resnet import resnet, resnet50
 from affkd_kernels.trainer.models.shufflenet import shufflenet_v1, shufflenet_v2
 from affkd_kernels.trainer.models.small import cnn_student, cnn_teacher
+from affkd_kernels.trainer.models.stages import STAGES_OF
 from affkd_kernels.trainer.models.vgg import vgg
 from affkd_kernels.trainer.models.wide_resnet import wide_resnet
 
-__all__ = ["MODELS", "Classifier", "build_model"]
+__all__ = ["MODELS", "STAGES_OF", "Classifier", "build_model"]
 
 MODELS: dict[str, Callable[[int, int], Classifier]] = {
     "cnn_teacher": cnn_teacher,
