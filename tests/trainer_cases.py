@@ -26,7 +26,7 @@ from affkd_kernels.trainer.config import (
 )
 from affkd_kernels.trainer.data.tiny import write_tiny_cifar
 from affkd_kernels.trainer.models import MODELS, Classifier
-from affkd_kernels.trainer.processes import end_group
+from affkd_kernels.trainer.processes import end_group, start_group
 from affkd_kernels.trainer.run import run
 from affkd_kernels.trainer.run_folder import load_checkpoint
 
@@ -155,7 +155,7 @@ def gloo_threads():
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    dist.init_process_group("gloo")
+    start_group("gloo")
     with plain_registered():
         train_all(Path(sys.argv[1]), str(dist.get_world_size()))
     end_group()

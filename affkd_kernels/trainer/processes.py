@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import importlib
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -92,13 +93,21 @@ def is_main() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
-def end_group() -> None:
-    """Disconnect the processes, and end what works for them in this one.
+def start_group(backend: str) -> None:
+    """Connect the processes that torchrun's environment variables tell of.
 
-    A model under DDP lies in a cycle of references, and holds the group. Left to the end of the
-    interpreter, a thread of the group that lets go of a tensor then ends the process by SIGABRT,
-    after all is done, and torchrun calls the run failed.
+    Whatever still holds the group at the end of the interpreter keeps its threads alive, and one
+    that then lets go of a tensor ends the process by SIGABRT: all is done, and torchrun calls the
+    run failed. So the group must be let go of in time, here and in ``end_group``.
     """
+    # imported later, as DDP does, its functions would have the group as their default argument
+    importlib.import_module("torch.distributed.nn.functional")
+    dist.init_process_group(backend)
+
+
+def end_group() -> None:
+    """Disconnect the processes, and end the threads that work for them in this one."""
+    # what is trained under DDP holds the group, and may lie in a cycle of references
     gc.collect()
     dist.destroy_process_group()
 
@@ -116,7 +125,7 @@ def started_processes(device: str) -> Iterator[Processes]:
     # a run that trains its teacher first is a run within a run
     owner = not dist.is_initialized()
     if owner:
-        dist.init_process_group("nccl" if on_gpu else "gloo")
+        start_group("nccl" if on_gpu else "gloo")
     try:
         yield Processes(dist.get_rank(), dist.get_world_size(), local_rank)
     finally:
