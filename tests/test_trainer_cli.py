@@ -252,7 +252,12 @@ def test_a_row_of_the_demo_is_reproduced_by_its_configuration(tmp_path):
 def test_ctrl_c_leaves_a_partial_report(tmp_path):
     out = tmp_path / "demo"
     command = [sys.executable, "-m", "affkd_kernels.trainer.cli", *demo_arguments(out)]
-    process = subprocess.Popen([*command, "--seeds", "50"], stdout=subprocess.DEVNULL)
+    process = subprocess.Popen(
+        [*command, "--seeds", "50"],
+        stdout=subprocess.DEVNULL,
+        # what a shell started in the background ignores the signal, and all that it starts
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
     deadline = time.monotonic() + 120
     while len(read_results(out / "results.jsonl")) < 4 and time.monotonic() < deadline:
         assert process.poll() is None
