@@ -92,6 +92,16 @@ def sweep(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> st
     return request.param
 
 
+@pytest.fixture(scope="session")
+def kernels() -> Any:
+    """The CUDA kernels, built for the CPU: a `cuda_host.harness.Library`."""
+    from cuda_host import harness
+
+    if (reason := harness.why_unusable()) is not None:
+        pytest.skip(reason)
+    return harness.Library(harness.build())
+
+
 @pytest.fixture(autouse=True)
 def _deterministic() -> None:
     torch.manual_seed(0)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Callable
 
 import pytest
@@ -27,15 +26,9 @@ from affkd_kernels.inputs import canonical_inputs
 from affkd_kernels.kernels import angle
 from affkd_kernels.spec import make_spec
 
-pytestmark = [
-    pytest.mark.skipif(harness.COMPILER is None, reason="there is no C++ compiler"),
-    pytest.mark.skipif(sys.platform != "linux", reason="the fibers are those of Linux"),
-]
-
-
-@pytest.fixture(scope="module")
-def kernels() -> harness.Library:
-    return harness.Library(harness.build())
+pytestmark = pytest.mark.skipif(
+    harness.why_unusable() is not None, reason=str(harness.why_unusable())
+)
 
 
 each_affinity = pytest.mark.parametrize("part", AFFINITIES, ids=str)

@@ -2,24 +2,12 @@
 
 from __future__ import annotations
 
-import sys
-
 import pytest
 import torch
 from case_inputs import Inputs, bank, mask, pair
 from cases import Part, Triple
 from cuda_host import harness
 from cuda_host.comparison import compare, compare_with_eager, distance, with_kernels, with_reference
-
-pytestmark = [
-    pytest.mark.skipif(harness.COMPILER is None, reason="there is no C++ compiler"),
-    pytest.mark.skipif(sys.platform != "linux", reason="the fibers are those of Linux"),
-]
-
-
-@pytest.fixture(scope="module")
-def kernels() -> harness.Library:
-    return harness.Library(harness.build())
 
 
 @pytest.mark.parametrize("precision", ["ieee", "tf32x3"])

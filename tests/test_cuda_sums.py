@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
 
 import pytest
@@ -19,18 +18,9 @@ from cuda_host.comparison import (
     with_reference,
 )
 
-pytestmark = [
-    pytest.mark.skipif(harness.COMPILER is None, reason="there is no C++ compiler"),
-    pytest.mark.skipif(sys.platform != "linux", reason="the fibers are those of Linux"),
-]
 ALIGNMENT, SQUARED_MAX, DISTANCE_MEAN = SAMPLE[1], SAMPLE[4], SAMPLE[5]
 # with statistics that come out of the tiles
 TILED = [SAMPLE[3], SQUARED_MAX, DISTANCE_MEAN]
-
-
-@pytest.fixture(scope="module")
-def kernels() -> harness.Library:
-    return harness.Library(harness.build())
 
 
 @pytest.mark.parametrize("side", ["student", "teacher"])

@@ -11,6 +11,7 @@ import hashlib
 import os
 import shutil
 import subprocess
+import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -36,6 +37,13 @@ _STORAGES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 _NO_BUDGET = 2**62
 _STUDENT = Needs()
 _I64, _F64, _POINTER, _BOOL = ctypes.c_int64, ctypes.c_double, ctypes.c_void_p, ctypes.c_bool
+
+
+def why_unusable() -> str | None:
+    """The reason for not building the kernels here, None if that works."""
+    if COMPILER is None:
+        return "there is no C++ compiler"
+    return None if sys.platform == "linux" else "the fibers are those of Linux"
 
 
 def _structure(name: str, *fields: tuple[str, Any]) -> type[ctypes.Structure]:
