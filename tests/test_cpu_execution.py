@@ -55,8 +55,9 @@ def self_inputs(rows: int, dim: int, seed: int = 0, **options: Any) -> Inputs:
     return pair(seed, rows, dim, teacher_dim=dim + 2, **options)
 
 
-# one that is shared out in many blocks, and a small one that is just not left to one thread
-@pytest.mark.parametrize("shape", [(300, 40), (64, 160)], ids=str)
+# one that is shared out in many blocks, a small one that is just not left to one thread, and few
+# items of many features
+@pytest.mark.parametrize("shape", [(300, 40), (64, 160), (40, 700)], ids=str)
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
 @pytest.mark.parametrize("triple", TRIPLES, ids=str)
 def test_one_and_two_threads_agree_to_the_bit(
@@ -96,6 +97,17 @@ def test_every_instruction_set_computes_the_contract(
     expected = evaluate(inputs, triple, backend="reference")
     actual = evaluate(inputs, triple, backend="cpp", algorithm=algorithm)
     torch.testing.assert_close(actual, expected, rtol=1e-9, atol=1e-12)
+
+
+# whole and torn slices of the features, on both sides of what counts as many
+@pytest.mark.parametrize("rows, dim", [(3, 47), (3, 48), (37, 768), (70, 1300)])
+@pytest.mark.parametrize("triple", TRIPLES, ids=str)
+def test_few_items_of_many_features(triple: Triple, rows: int, dim: int) -> None:
+    masked = self_inputs(rows, dim, mask=mask(1, rows), diagonal="zero")
+    for inputs in (self_inputs(rows, dim), masked):
+        expected = evaluate(inputs, triple, backend="reference")
+        actual = evaluate(inputs, triple, backend="cpp", algorithm="dense")
+        torch.testing.assert_close(actual, expected, rtol=1e-9, atol=1e-12)
 
 
 # what tells a shifted cosine of 0 from one that rounding left above it

@@ -146,26 +146,25 @@ inline void pack_items(const Items<T>& items, Range range, Range dims, T* panel)
   });
 }
 
-// out[i, j] = q_i . k_j of items that are not held; whole panels are written. A slice of the
-// queries at a time is prepared, and of the keys one panel, which is multiplied while the cache has
-// it.
+// out[i, j] = q_i . k_j over the features `dims` of items that are not held; whole panels are
+// written. A slice of the queries at a time is prepared, and of the keys one panel, which is
+// multiplied while the cache has it.
 template <typename T>
 inline void dot_products(const Items<T>& queries, Range rows, const Items<T>& keys, Range columns,
-                         Output<T> out) {
-  const int64_t dim = queries.dim;
-  if (dim == 0) {
+                         Range dims, Output<T> out) {
+  if (dims.size == 0) {
     clear_product(rows.size, columns.size, out);
   }
   const Scratch scratch;
   T* query_slice = take<T>(rows.size * kDepth);
   T* panel = take<T>(kPanel<T> * kDepth);
-  for (int64_t k = 0; k < dim; k += kDepth) {
-    const Range dims{k, dim - k < kDepth ? dim - k : kDepth};
-    const Factor<T> left = queries.values(rows, dims, query_slice);
+  for (int64_t k = 0; k < dims.size; k += kDepth) {
+    const Range slice{dims.begin + k, dims.size - k < kDepth ? dims.size - k : kDepth};
+    const Factor<T> left = queries.values(rows, slice, query_slice);
     for (int64_t j = 0; j < columns.size; j += kPanel<T>) {
       const int64_t width = columns.size - j < kPanel<T> ? columns.size - j : kPanel<T>;
-      pack_items(keys, {columns.begin + j, width}, dims, panel);
-      multiply_panel<T>(rows.size, dims.size, left, panel, {out.data + j, out.stride}, kPanel<T>,
+      pack_items(keys, {columns.begin + j, width}, slice, panel);
+      multiply_panel<T>(rows.size, slice.size, left, panel, {out.data + j, out.stride}, kPanel<T>,
                         k > 0);
     }
   }
@@ -192,15 +191,17 @@ inline void copy_slice(const Items<T>& items, Range range, Range dims, T* slice)
   });
 }
 
-// out [rows, dim] += a [rows, range.size] times the prepared items of `range`
+// out [rows, dims] += a [rows, range.size] times the features `dims` of the prepared items of
+// `range`; the rows of `out` have all features
 template <typename T>
-inline void add_product(int64_t rows, Factor<T> a, const Items<T>& items, Range range, T* out) {
+inline void add_product(int64_t rows, Factor<T> a, const Items<T>& items, Range range, Range dims,
+                        T* out) {
   add_product<T>(
-      rows, range.size, items.dim, a,
+      rows, range.size, dims.size, a,
       [&](int64_t k, int64_t steps, int64_t j, int64_t width, T* slice) {
-        copy_slice(items, {range.begin + k, steps}, {j, width}, slice);
+        copy_slice(items, {range.begin + k, steps}, {dims.begin + j, width}, slice);
       },
-      out);
+      {out + dims.begin, items.dim});
 }
 
 }  // namespace affkd::AFFKD_NAMESPACE

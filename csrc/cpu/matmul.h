@@ -184,7 +184,7 @@ inline void dot_products(int64_t rows, int64_t columns, int64_t depth, const T* 
 // slice)` writes x[k : k + steps, j : j + width] to rows of kPanel.
 template <typename T, typename Copy>
 inline void add_product(int64_t rows, int64_t depth, int64_t columns, Factor<T> a, Copy copy,
-                        T* out) {
+                        Output<T> out) {
   alignas(64) T slice[kDepth * kPanel<T>];
   for (int64_t k = 0; k < depth; k += kDepth) {
     const int64_t steps = depth - k < kDepth ? depth - k : kDepth;
@@ -192,7 +192,7 @@ inline void add_product(int64_t rows, int64_t depth, int64_t columns, Factor<T> 
       const int64_t width = columns - j < kPanel<T> ? columns - j : kPanel<T>;
       copy(k, steps, j, width, static_cast<T*>(slice));
       multiply_panel<T>(rows, steps, {a.data + k * a.step, a.row, a.step}, slice,
-                        {out + j, columns}, width, true);
+                        {out.data + j, out.stride}, width, true);
     }
   }
 }

@@ -20,6 +20,7 @@ class Pairs {
         matrix_(matrix),
         self_(matrix.self),
         dense_(settings.algorithm == Algorithm::dense),
+        long_(dense_ && are_long(matrix)),
         block_(block_size(matrix, dense_)),
         row_block_(row_block_size(matrix, block_)),
         strip_(strip_size(matrix.queries)) {
@@ -37,6 +38,12 @@ class Pairs {
   T poison = 0;  // NaN where a feature is inf or NaN, else 0
 
   bool dense() const { return dense_; }
+
+  // of a self-affinity whose matrix is held
+  bool has_long_items() const { return long_; }
+
+  // the matrix that is held
+  Tile<T> whole() const { return stored({0, matrix_.queries}, {0, matrix_.keys}); }
 
   // visit(tile) for tiles that cover every pair once, in row order within a block of rows
   template <typename Visit>
@@ -97,10 +104,21 @@ class Pairs {
   }
 
  private:
+  static constexpr int64_t kLongSlices = 8;
+
   // Below this many multiplications a second thread costs more than it brings.
   static bool is_small(const Matrix<T>& matrix) {
     const int64_t dims = matrix.student.dim + matrix.teacher.dim;
     return matrix.queries * matrix.keys * dims <= (int64_t{1} << 20);
+  }
+
+  // Few items of many features, the maps of a network: reading the features is what takes the time,
+  // so that none are copied; and the tiles are too few for the threads, so that the features of one
+  // are shared out.
+  static bool are_long(const Matrix<T>& matrix) {
+    const auto is_long = [&](const Side<T>& side) { return side.dim >= 16 * matrix.queries; };
+    return matrix.self && matrix.queries <= 128 && is_long(matrix.student) &&
+           is_long(matrix.teacher);
   }
 
   // Rows and columns of a block: whole panels, and whole groups of the micro-kernel where that is
@@ -149,11 +167,11 @@ class Pairs {
     PreparedSide<T> prepared;
     prepared.scale = static_cast<T>(scale);
     prepared.queries = prepare_items(how, side.queries, matrix_.query_index, matrix_.queries,
-                                     side.dim, query_mean, dense_, parallel);
+                                     side.dim, query_mean, dense_ && !long_, parallel);
     prepared.keys = self_ ? prepared.queries
                           : prepare_items(how, side.keys, matrix_.key_index, matrix_.keys, side.dim,
                                           key_mean, dense_, parallel);
-    prepared.keys.packed = dense_ ? pack_items(prepared.keys, parallel) : nullptr;
+    prepared.keys.packed = dense_ && !long_ ? pack_items(prepared.keys, parallel) : nullptr;
     poison += prepared.queries.poison + prepared.keys.poison;
     return prepared;
   }
@@ -185,17 +203,55 @@ class Pairs {
         ++tiles;
       }
     }
-    for_each_task(parallel, tiles,
-                  [&](int64_t task) { build_mirrored(couples[2 * task], couples[2 * task + 1]); });
+    if (long_) {
+      add_up_products(student, couples, tiles, &Tile<T>::student);
+      add_up_products(teacher, couples, tiles, &Tile<T>::teacher);
+    }
+    for_each_task(parallel, tiles, [&](int64_t task) {
+      const Range rows = couples[2 * task], columns = couples[2 * task + 1];
+      const Tile<T> tile = stored(rows, columns);
+      if (long_) {
+        finish_values(settings_, rules, student, tile, tile.student);
+        finish_values(settings_, rules, teacher, tile, tile.teacher);
+      } else {
+        fill_tile(settings_, rules, student, teacher, tile);
+      }
+      if (rows.begin != columns.begin) {
+        const Tile<T> mirror = stored(columns, rows);
+        transposed_tile(tile, mirror.student, mirror.teacher, stride_);
+      }
+    });
   }
 
-  void build_mirrored(Range rows, Range columns) {
-    const Tile<T> tile = stored(rows, columns);
-    fill_tile(settings_, rules, student, teacher, tile);
-    if (rows.begin != columns.begin) {
-      const Tile<T> mirror = stored(columns, rows);
-      transposed_tile(tile, mirror.student, mirror.teacher, stride_);
-    }
+  // The inner products of long items: the sums over a slice of the features each, then theirs. How
+  // many slices there are depends on the shape alone, and so does every sum.
+  void add_up_products(const PreparedSide<T>& side, const Range* couples, int64_t tiles,
+                       T* Tile<T>::*values) {
+    const int64_t dim = side.keys.dim;
+    const int64_t length = round_up(count_blocks(dim, kLongSlices), kDepth);
+    const int64_t slices = count_blocks(dim, length);
+    const int64_t stride = round_up(block_, kPanel<T>);
+    const Scratch scratch;
+    T* sums = take<T>(tiles * slices * block_ * stride);
+    for_each_task(parallel, tiles * slices, [&](int64_t task) {
+      const Range *rows = couples + 2 * (task % tiles), *columns = rows + 1;
+      dot_products<T>(side.queries, *rows, side.keys, *columns,
+                      block_range(dim, length, task / tiles),
+                      {sums + task * block_ * stride, stride});
+    });
+    for_each_task(parallel, tiles, [&](int64_t task) {
+      const Tile<T> tile = stored(couples[2 * task], couples[2 * task + 1]);
+      for (int64_t i = 0; i < tile.rows; ++i) {
+        T* row = tile.*values + i * tile.stride;
+        for (int64_t j = 0; j < tile.columns; ++j) {
+          T sum = 0;
+          for (int64_t slice = 0; slice < slices; ++slice) {
+            sum += sums[((slice * tiles + task) * block_ + i) * stride + j];
+          }
+          row[j] = sum;
+        }
+      }
+    });
   }
 
   Tile<T> stored(Range rows, Range columns) const {
@@ -230,6 +286,7 @@ class Pairs {
   const Matrix<T>& matrix_;
   const bool self_;
   const bool dense_;
+  const bool long_;
   const int64_t block_;      // columns of a tile
   const int64_t row_block_;  // and rows, as many in a self-affinity
   const int64_t strip_;      // rows of a sweep over the matrix that is held

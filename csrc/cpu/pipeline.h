@@ -290,7 +290,7 @@ class Pipeline {
   void sweep_again();
   void add_late_corrections();
   void add_row_gradients(const Tile<T>& tile);
-  void add_products(const Tile<T>& tile);
+  void add_products(const Tile<T>& tile, Range dims);
   void add_mirror_products(const Tile<T>& tile, T* products, T* sums);
   RowSums affinity_gradient(const Tile<T>& tile, int64_t i, const Buffers& buffers) const;
   void finish_gradients();

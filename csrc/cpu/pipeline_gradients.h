@@ -99,10 +99,10 @@ void Pipeline<T>::add_row_gradients(const Tile<T>& tile) {
 }
 
 template <typename T>
-void Pipeline<T>::add_products(const Tile<T>& tile) {
+void Pipeline<T>::add_products(const Tile<T>& tile, Range dims) {
   if (query_products_ != nullptr) {
     add_product<T>(tile.rows, {tile.student, tile.stride, 1}, pairs_.student.keys,
-                   {tile.column, tile.columns},
+                   {tile.column, tile.columns}, dims,
                    query_products_ + tile.row * pairs_.student.keys.dim);
   }
 }
@@ -111,7 +111,8 @@ void Pipeline<T>::add_products(const Tile<T>& tile) {
 template <typename T>
 void Pipeline<T>::add_mirror_products(const Tile<T>& tile, T* products, T* sums) {
   add_product<T>(tile.columns, {tile.student, 1, tile.stride}, pairs_.student.queries,
-                 {tile.row, tile.rows}, products + tile.column * pairs_.student.queries.dim);
+                 {tile.row, tile.rows}, {0, pairs_.student.queries.dim},
+                 products + tile.column * pairs_.student.queries.dim);
   if (is_distance(settings_.pair)) {
     for (int64_t i = 0; i < tile.rows; ++i) {
       for (int64_t j = 0; j < tile.columns; ++j) {
@@ -179,9 +180,10 @@ void Pipeline<T>::sweep_gradients() {
   const bool keys = matrix_.key_gradient != nullptr;
   key_products_ = keys ? matrix_.key_gradient : query_products_;
   key_sums_ = keys ? take_filled<T>(matrix_.keys, 0) : query_sums_;
-  const auto visit = [this](const Tile<T>& tile) {
+  const int64_t dim = pairs_.student.keys.dim;
+  const auto visit = [this, dim](const Tile<T>& tile) {
     add_row_gradients(tile);
-    add_products(tile);
+    add_products(tile, {0, dim});
   };
   if (!pairs_.dense()) {
     pairs_.sweep_tiles(pairs_.parallel, [&](const Tile<T>& tile) {
@@ -192,6 +194,14 @@ void Pipeline<T>::sweep_gradients() {
       if (keys || pairs_.is_mirrored(tile)) {
         add_mirror_products(tile, key_products_, key_sums_);
       }
+    });
+    return;
+  }
+  if (pairs_.has_long_items()) {
+    pairs_.sweep(pairs_.parallel, [this](const Tile<T>& tile) { add_row_gradients(tile); });
+    constexpr int64_t block = 512;
+    for_each_task(pairs_.parallel, count_blocks(dim, block), [&](int64_t task) {
+      add_products(pairs_.whole(), block_range(dim, block, task));
     });
     return;
   }
@@ -208,9 +218,10 @@ template <typename T>
 void Pipeline<T>::finish_items(const Items<T>& items, const T* sums, T* products) {
   const T factor = slope_factor(settings_, pairs_.student.scale);
   const bool distance = is_distance(settings_.pair);
+  const bool changes = distance || settings_.unit || factor != 1;
   constexpr int64_t block = 32;
   const Parallel threads = parallel_for_elements(pairs_.parallel, items.count * items.dim);
-  for_each_task(threads, count_blocks(items.count, block), [&](int64_t task) {
+  for_each_task(threads, changes ? count_blocks(items.count, block) : 0, [&](int64_t task) {
     const Scratch scratch;
     T* buffer = take<T>(items.dim);
     const Range range = block_range(items.count, block, task);

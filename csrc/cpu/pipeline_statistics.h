@@ -158,16 +158,21 @@ double Pipeline<T>::square_before_centering(const PreparedSide<T>& side) const {
   const int64_t dim = side.keys.dim;
   const Items<T>&queries = side.queries, &keys = side.keys;
   const Scratch scratch;
-  T* buffer = take<T>(dim);
-  double of_rows = 0, of_columns = 0;
-  for (int64_t i = 0; i < queries.count; ++i) {
-    const double row = dot(queries.values(i, buffer), keys.mean, dim);
-    of_rows += row * row;
-  }
-  for (int64_t j = 0; j < keys.count; ++j) {
-    const double column = dot(keys.values(j, buffer), queries.mean, dim);
-    of_columns += column * column;
-  }
+  const auto square_sum = [&](const Items<T>& items, const T* mean) {
+    double* products = take<double>(items.count);
+    const Parallel threads = parallel_for_elements(pairs_.parallel, items.count * dim);
+    for_each_task(threads, items.count, [&](int64_t i) {
+      const Scratch of_task;
+      products[i] = dot(items.values(i, take<T>(dim)), mean, dim);
+    });
+    double sum = 0;
+    for (int64_t i = 0; i < items.count; ++i) {
+      sum += products[i] * products[i];
+    }
+    return sum;
+  };
+  const double of_rows = square_sum(queries, keys.mean);
+  const double of_columns = self_ ? of_rows : square_sum(keys, queries.mean);
   const double grand = dot(queries.mean, keys.mean, dim);
   const double rows = static_cast<double>(queries.count), columns = static_cast<double>(keys.count);
   const double scale = side.scale;

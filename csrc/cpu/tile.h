@@ -146,18 +146,10 @@ inline void apply_pair_function(const Settings& settings, const PreparedSide<T>&
   });
 }
 
-// The stored values of one side over a rectangle. `column` must start a panel.
+// The stored values of one side over a rectangle, from its inner products, in place.
 template <typename T>
-inline void fill_values(const Settings& settings, const PairRules<T>& rules,
-                        const PreparedSide<T>& side, const Tile<T>& tile, T* values) {
-  const int64_t dim = side.queries.dim;
-  if (side.keys.packed != nullptr) {
-    dot_products(tile.rows, tile.columns, dim, side.queries.rows + tile.row * dim,
-                 side.keys.packed + tile.column * dim, {values, tile.stride});
-  } else {
-    dot_products<T>(side.queries, {tile.row, tile.rows}, side.keys, {tile.column, tile.columns},
-                    {values, tile.stride});
-  }
+inline void finish_values(const Settings& settings, const PairRules<T>& rules,
+                          const PreparedSide<T>& side, const Tile<T>& tile, T* values) {
   const bool zeroed = settings.diagonal == Diagonal::zero && stores_affinity(settings);
   const bool patched = is_distance(settings.pair) || zeroed;
   // of a pair at distance 0
@@ -173,6 +165,21 @@ inline void fill_values(const Settings& settings, const PairRules<T>& rules,
       row[d] = zeroed ? T{0} : same;
     }
   }
+}
+
+// `column` must start a panel.
+template <typename T>
+inline void fill_values(const Settings& settings, const PairRules<T>& rules,
+                        const PreparedSide<T>& side, const Tile<T>& tile, T* values) {
+  const int64_t dim = side.queries.dim;
+  if (side.keys.packed != nullptr) {
+    dot_products(tile.rows, tile.columns, dim, side.queries.rows + tile.row * dim,
+                 side.keys.packed + tile.column * dim, {values, tile.stride});
+  } else {
+    dot_products<T>(side.queries, {tile.row, tile.rows}, side.keys, {tile.column, tile.columns},
+                    {0, dim}, {values, tile.stride});
+  }
+  finish_values(settings, rules, side, tile, values);
 }
 
 template <typename T>
