@@ -13,9 +13,9 @@ from torch import Tensor
 from torch.nn.modules.loss import _Loss
 
 from .dispatch import in_functorch
+from .fused import no_second_derivative, shadow_of
 from .inputs import Inputs, canonical_inputs, has_tangent, refuse_tangents
 from .kernels.angle import COINCIDENT, angle_sum
-from .ops import no_second_derivative, shadow_of
 from .spec import ITEMS, LossSpec, make_spec
 
 __all__ = ["RKDAngleLoss", "rkd_angle_loss"]

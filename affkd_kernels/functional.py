@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import ops, reference
+from . import fused, ops, reference
 from .components import Affinity, Loss, Normalization
 from .dispatch import (
     Plan,
@@ -183,15 +183,15 @@ def evaluate(
         return _evaluate_in_graph(spec, tensors)
     plan, plain_call = _eager_plan(spec, tensors)
     if plain_call is not None:
-        return ops.plain_loss(plain_call, student, teacher)
+        return fused.plain_loss(plain_call, student, teacher)
     if plan.backend == "reference":
         return reference.evaluate(spec, *canonical_inputs(spec, *tensors))
     if not torch.is_grad_enabled():
-        return ops.without_gradient(spec, plan.backend, plan.algorithm, tensors)
+        return fused.without_gradient(spec, plan.backend, plan.algorithm, tensors)
     arguments = (spec, plan.backend, plan.algorithm, *_constants_detached(tensors))
     if spec.reduction == "none":
-        return ops.FusedRowLosses.apply(*arguments)
-    return ops.FusedLoss.apply(*arguments)[0]
+        return fused.FusedRowLosses.apply(*arguments)
+    return fused.FusedLoss.apply(*arguments)[0]
 
 
 def _evaluate_in_graph(spec: LossSpec, tensors: tuple[Any, ...]) -> Tensor:
@@ -233,7 +233,7 @@ def _eager_plan(spec: LossSpec, tensors: tuple[Any, ...]) -> tuple[Plan, PlainCa
         plan = make_plan(spec, inputs)
         plain_call = None
         if plan.backend != "reference":
-            plain_call = ops.plain_call(spec, inputs, student, teacher, *plan[:2])
+            plain_call = fused.plain_call(spec, inputs, student, teacher, *plan[:2])
         if len(_plans) >= _MAX_PLANS:
             _plans.clear()
         known = _plans[key] = (plan, plain_call)

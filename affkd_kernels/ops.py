@@ -1,32 +1,31 @@
-"""How a fused kernel becomes differentiable: an autograd.Function in eager, an op in a graph.
+"""How a graph sees a fused loss: as an op with a fake kernel and an autograd formula.
 
-Both compute loss and gradients in the forward call and multiply by the incoming gradient in the
-backward. Eager calls take the autograd.Function, which costs a third of a registered op's overhead;
-``torch.compile``, ``torch.export`` and ``torch.func`` see the op, which is opaque to them and keeps
-one graph for all batch sizes. ``reduction="none"`` cannot know the gradients beforehand: its
-backward asks for the gradient of the sum with ``row_weight`` multiplied by the incoming gradient.
+``torch.compile``, ``torch.export`` and ``torch.func`` take the op, which is opaque to them and
+keeps one graph for all batch sizes; eager calls take what :mod:`affkd_kernels.fused` has. Both
+compute the gradients in the forward call.
 """
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from .dispatch import make_plan
-from .inputs import (
-    Inputs,
-    canonical_inputs,
-    from_items,
-    full_precision,
-    known_inputs,
-    refuse_tangents,
+from .fused import (
+    DIFFERENTIABLE,
+    NUM_TENSORS,
+    no_second_derivative,
+    run_loss_and_grad,
+    run_row_losses,
+    saved_constant,
+    shadow_of,
+    summed,
+    times,
 )
-from .kernels.lookup import module_of
-from .kernels.result import LossAndGrad, Needs, PlainCall
+from .inputs import Inputs, refuse_tangents
+from .kernels.result import Needs
 from .spec import LossSpec, decode
 
 NAMESPACE = "affkd_kernels"
@@ -36,252 +35,6 @@ _TENSORS = (
     "Tensor? key_mask, Tensor? pair_mask, Tensor? row_weight, Tensor? student_scale, "
     "Tensor? teacher_scale, str spec, str backend, str algorithm"
 )
-_NUM_TENSORS = len(Inputs._fields)
-# positions of what gets a gradient
-_DIFFERENTIABLE = [Inputs._fields.index(field) for field in Needs._fields]
-
-
-def run_loss_and_grad(
-    spec: LossSpec, inputs: Inputs, needs: Needs, backend: str, algorithm: str
-) -> LossAndGrad:
-    if inputs.num_pairs == 0:
-        return _nothing(inputs, needs)
-    if backend == "auto":
-        backend, algorithm, _ = make_plan(spec, inputs)
-    device = inputs.student.device.type
-    with full_precision(device):
-        return module_of(backend, device).loss_and_grad(spec, inputs, needs, algorithm)
-
-
-def run_row_losses(spec: LossSpec, inputs: Inputs, backend: str, algorithm: str) -> Tensor:
-    rows = inputs.num_keys if spec.axis == "column" else inputs.student.shape[1]
-    if inputs.num_pairs == 0:
-        return inputs.student.new_zeros((inputs.student.shape[0], rows), dtype=inputs.dtype)
-    if backend == "auto":
-        backend, algorithm, _ = make_plan(spec, inputs)
-    device = inputs.student.device.type
-    with full_precision(device):
-        return module_of(backend, device).row_losses(spec, inputs, algorithm)
-
-
-def _nothing(inputs: Inputs, needs: Needs) -> LossAndGrad:
-    """No pair at all: 0.0 with zero gradients."""
-    dtype, keys = inputs.dtype, inputs.student_keys
-    zero = inputs.student.new_zeros((), dtype=dtype)
-    return LossAndGrad(
-        zero,
-        torch.zeros_like(inputs.student, dtype=dtype) if needs.student else None,
-        torch.zeros_like(keys, dtype=dtype) if needs.student_keys and keys is not None else None,
-        zero.clone() if needs.student_scale else None,
-    )
-
-
-def without_gradient(
-    spec: LossSpec, backend: str, algorithm: str, tensors: tuple[Any, ...]
-) -> Tensor:
-    """The loss alone, as under ``torch.no_grad``."""
-    inputs, rows_shape = canonical_inputs(spec, *tensors)
-    if spec.reduction == "none":
-        return run_row_losses(spec, inputs, backend, algorithm).reshape(rows_shape)
-    return run_loss_and_grad(spec, inputs, Needs(student=False), backend, algorithm).loss
-
-
-def plain_call(
-    spec: LossSpec, inputs: Inputs, student: Tensor, teacher: Tensor, backend: str, algorithm: str
-) -> PlainCall | None:
-    """What :class:`PlainLoss` runs for features with this metadata, None where it cannot.
-
-    A plain call has two tensors and nothing else: no keys, masks, weights or scales, both features
-    in the computation dtype, and canonical as they are or lacking only the axis of matrices. All
-    that is left to do in it is to run the kernel, which small batches notice.
-    """
-    pairs = ((student, inputs.student), (teacher, inputs.teacher))
-    canonical = all(x.shape in (y.shape, y.shape[1:]) for x, y in pairs)
-    prepare = getattr(module_of(backend, student.device.type), "plain_call", None)
-    if prepare is None or not canonical or not inputs.num_pairs or spec.reduction == "none":
-        return None
-    return prepare(spec, inputs, algorithm)
-
-
-_NO_OPTIONS = (None,) * (_NUM_TENSORS - 2)
-
-
-def _validated(spec: LossSpec, tensors: tuple[Any, ...]) -> Inputs:
-    """The canonical tensors of a call that has a plan, and so was validated."""
-    if tensors[2:] == _NO_OPTIONS:
-        return known_inputs(spec, tensors[0], tensors[1])
-    return canonical_inputs(spec, *tensors)[0]
-
-
-class FusedLoss(torch.autograd.Function):
-    """The scalar loss of the caller's own tensors; the layout is undone in the backward.
-
-    The gradients are outputs too, which no caller sees. Saved as outputs they are tied to this
-    node, so that to differentiate them, however far from here, ends in an error. The features would
-    do as well, but to keep one that the loss is later added to in place would be a cycle of
-    references.
-    """
-
-    @staticmethod
-    def forward(
-        ctx: Any, spec: LossSpec, backend: str, algorithm: str, *tensors: Tensor | None
-    ) -> tuple[Tensor | None, ...]:
-        inputs = _validated(spec, tensors)
-        needs = Needs(*(ctx.needs_input_grad[3 + i] for i in _DIFFERENTIABLE))
-        result = run_loss_and_grad(spec, inputs, needs, backend, algorithm)
-        ctx.set_materialize_grads(False)
-        ctx.save_for_backward(*result[1:])
-        ctx.items = spec.items
-        features = (tensors[i] for i in _DIFFERENTIABLE)
-        ctx.kinds = [(x.dtype, x.shape) if isinstance(x, Tensor) else None for x in features]
-        return tuple(result)
-
-    @staticmethod
-    def backward(
-        ctx: Any, grad_loss: Tensor | None, *grad_gradients: Tensor | None
-    ) -> tuple[Tensor | None, ...]:
-        refuse_second_derivative(*grad_gradients)
-        out: list[Tensor | None] = [None] * (3 + _NUM_TENSORS)
-        for i, known, saved in zip(_DIFFERENTIABLE, ctx.kinds, ctx.saved_tensors, strict=True):
-            if saved is not None and grad_loss is not None:
-                dtype, shape = known
-                out[3 + i] = from_items((saved * grad_loss).to(dtype), shape, ctx.items)
-        return tuple(out)
-
-
-class PlainLoss(torch.autograd.Function):
-    """`FusedLoss` of a call without options: nothing is left to be decided or converted."""
-
-    @staticmethod
-    def forward(
-        ctx: Any, call: PlainCall, student: Tensor, teacher: Tensor
-    ) -> tuple[Tensor, Tensor | None]:
-        loss, gradient = call(student, teacher, ctx.needs_input_grad[1])
-        ctx.set_materialize_grads(False)
-        ctx.save_for_backward(gradient)
-        return loss, gradient
-
-    @staticmethod
-    def backward(
-        ctx: Any, grad_loss: Tensor | None, grad_gradient: Tensor | None
-    ) -> tuple[Tensor | None, ...]:
-        if grad_gradient is not None:
-            refuse_second_derivative(grad_gradient)
-        (gradient,) = ctx.saved_tensors
-        return None, None if grad_loss is None else gradient * grad_loss, None
-
-
-def plain_loss(call: PlainCall, student: Tensor, teacher: Tensor) -> Tensor:
-    # the teacher is a constant
-    teacher = teacher.detach() if teacher.requires_grad else teacher
-    # a student without requires_grad may still carry a tangent, which the raw op would lose
-    if torch.is_grad_enabled():
-        return PlainLoss.apply(call, student, teacher)[0]
-    return call(student, teacher, False)[0]
-
-
-class FusedRowLosses(torch.autograd.Function):
-    """The row losses [..., Q] of ``reduction="none"``; the backward recomputes."""
-
-    @staticmethod
-    def forward(
-        ctx: Any, spec: LossSpec, backend: str, algorithm: str, *tensors: Tensor | None
-    ) -> Tensor:
-        ctx.save_for_backward(*map(_saved, tensors))
-        ctx.numbers = [None if isinstance(x, Tensor) else x for x in tensors]
-        ctx.shadows = [shadow_of(tensors[i]) for i in _DIFFERENTIABLE]
-        ctx.plan = (spec, backend, algorithm)
-        return without_gradient(spec, backend, algorithm, tensors)
-
-    @staticmethod
-    def backward(ctx: Any, grad_rows: Tensor) -> tuple[Tensor | None, ...]:
-        spec, backend, algorithm = ctx.plan
-        saved = zip(ctx.saved_tensors, ctx.numbers, strict=True)
-        tensors = [x if number is None else number for x, number in saved]
-        needs = Needs(*(ctx.needs_input_grad[3 + i] for i in _DIFFERENTIABLE))
-        with torch.no_grad():
-            inputs, rows_shape = canonical_inputs(spec, *tensors)
-            rows = grad_rows.reshape(inputs.student.shape[0], rows_shape[-1])
-            weighted = inputs._replace(row_weight=_times(rows, inputs.row_weight))
-            result = run_loss_and_grad(summed(spec), weighted, needs, backend, algorithm)
-        out: list[Tensor | None] = [None] * (3 + _NUM_TENSORS)
-        for i, gradient, shadow in zip(_DIFFERENTIABLE, result[1:], ctx.shadows, strict=True):
-            if gradient is not None:
-                gradient = from_items(gradient, tensors[i].shape, spec.items)
-                out[3 + i] = no_second_derivative(gradient, shadow)
-        return tuple(out)
-
-
-def summed(spec: LossSpec) -> LossSpec:
-    """The spec whose loss is the sum of this one's row losses."""
-    return dataclasses.replace(spec, reduction="sum")
-
-
-def _times(rows: Tensor, row_weight: Tensor | None) -> Tensor:
-    return rows if row_weight is None else rows * row_weight
-
-
-def _saved(x: Tensor | float | None) -> Tensor | None:
-    """What save_for_backward takes: a teacher computed in inference mode must be copied.
-
-    Detached: the graph of a feature that the losses are later added to in place would be a cycle.
-    Changes in place are found all the same, as both have one version.
-    """
-    if not isinstance(x, Tensor):
-        return None
-    return x.clone() if x.is_inference() else x.detach()
-
-
-def shadow_of(x: Any) -> Tensor | None:
-    """An empty tensor that depends on what x depends on, in its dtype, and keeps none of it alive.
-
-    A node that keeps x itself is in a cycle with it once x is changed in place by what the node has
-    computed: nobody would free x, nor all that its graph has saved.
-    """
-    if not isinstance(x, Tensor):
-        return None
-    with torch.enable_grad():
-        return _Shadow.apply(x)
-
-
-def no_second_derivative(gradient: Tensor, shadow: Tensor) -> Tensor:
-    """The gradient in the dtype of what `shadow` is of.
-
-    Under create_graph, a second differentiation becomes an error instead of a silent zero.
-    """
-    gradient = gradient.to(shadow.dtype)
-    return _NoSecondDerivative.apply(gradient, shadow) if torch.is_grad_enabled() else gradient
-
-
-# functions of ours, because the dispatcher records nothing while an op's own derivative is set up
-class _Shadow(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        return x.new_empty(0)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> None:
-        refuse_second_derivative(grad)
-
-
-class _NoSecondDerivative(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, gradient: Tensor, shadow: Tensor) -> Tensor:
-        return gradient.view_as(gradient)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> None:
-        refuse_second_derivative(grad)
-
-
-def refuse_second_derivative(*incoming: Tensor | None) -> None:
-    """An error where anything flows back into a gradient that a fused path has computed."""
-    if any(x is not None for x in incoming):
-        raise RuntimeError(
-            "the fused affinity losses have no second derivative; "
-            'use backend="reference", which has'
-        )
-
 
 torch.library.define(
     f"{NAMESPACE}::loss_and_grad", f"({_TENSORS}, bool[] needs) -> (Tensor, Tensor, Tensor, Tensor)"
@@ -291,9 +44,9 @@ torch.library.define(f"{NAMESPACE}::row_losses", f"({_TENSORS}) -> Tensor")
 
 @torch.library.impl(f"{NAMESPACE}::loss_and_grad", "CompositeExplicitAutograd")
 def _loss_and_grad_impl(*args: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    inputs = Inputs(*args[:_NUM_TENSORS])
+    inputs = Inputs(*args[:NUM_TENSORS])
     refuse_tangents("a fused loss", inputs)
-    text, backend, algorithm, needs = args[_NUM_TENSORS:]
+    text, backend, algorithm, needs = args[NUM_TENSORS:]
     result = run_loss_and_grad(decode(text), inputs, Needs(*needs), backend, algorithm)
     empty = result.loss.new_empty
     # a tensor each: the outputs of an op must not alias
@@ -302,7 +55,7 @@ def _loss_and_grad_impl(*args: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
 
 @torch.library.register_fake(f"{NAMESPACE}::loss_and_grad")
 def _loss_and_grad_fake(*args: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    inputs, needs = Inputs(*args[:_NUM_TENSORS]), args[-1]
+    inputs, needs = Inputs(*args[:NUM_TENSORS]), args[-1]
     sources = (inputs.student, inputs.student_keys, inputs.student_scale)
     new_empty = inputs.student.new_empty
     gradients = (
@@ -316,14 +69,14 @@ def _loss_and_grad_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor
     ctx.save_for_backward(*output[1:])
     ctx.mark_non_differentiable(*output[1:])
     ctx.set_materialize_grads(False)
-    ctx.shadows = [shadow_of(inputs[i]) for i in _DIFFERENTIABLE]
+    ctx.shadows = [shadow_of(inputs[i]) for i in DIFFERENTIABLE]
     ctx.needs = inputs[-1]
 
 
 def _loss_and_grad_backward(ctx: Any, grad_loss: Tensor | None, *_: Any) -> tuple[Any, ...]:
-    out: list[Tensor | None] = [None] * (_NUM_TENSORS + 4)
+    out: list[Tensor | None] = [None] * (NUM_TENSORS + 4)
     if grad_loss is not None:
-        saved = zip(_DIFFERENTIABLE, ctx.saved_tensors, ctx.shadows, ctx.needs, strict=True)
+        saved = zip(DIFFERENTIABLE, ctx.saved_tensors, ctx.shadows, ctx.needs, strict=True)
         for i, gradient, shadow, need in saved:
             if need:
                 out[i] = no_second_derivative(gradient * grad_loss, shadow)
@@ -337,37 +90,37 @@ torch.library.register_autograd(
 
 @torch.library.impl(f"{NAMESPACE}::row_losses", "CompositeExplicitAutograd")
 def _row_losses_impl(*args: Any) -> Tensor:
-    text, backend, algorithm = args[_NUM_TENSORS:]
-    inputs = Inputs(*args[:_NUM_TENSORS])
+    text, backend, algorithm = args[NUM_TENSORS:]
+    inputs = Inputs(*args[:NUM_TENSORS])
     refuse_tangents("a fused loss", inputs)
     return run_row_losses(decode(text), inputs, backend, algorithm).contiguous()
 
 
 @torch.library.register_fake(f"{NAMESPACE}::row_losses")
 def _row_losses_fake(*args: Any) -> Tensor:
-    inputs = Inputs(*args[:_NUM_TENSORS])
-    column = decode(args[_NUM_TENSORS]).axis == "column"
+    inputs = Inputs(*args[:NUM_TENSORS])
+    column = decode(args[NUM_TENSORS]).axis == "column"
     rows = inputs.num_keys if column else inputs.student.shape[1]
     return inputs.student.new_empty((inputs.student.shape[0], rows), dtype=inputs.dtype)
 
 
 def _row_losses_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    ctx.save_for_backward(*map(_saved, inputs[:_NUM_TENSORS]))
-    ctx.shadows = [shadow_of(inputs[i]) for i in _DIFFERENTIABLE]
-    ctx.plan = inputs[_NUM_TENSORS:]
+    ctx.save_for_backward(*map(saved_constant, inputs[:NUM_TENSORS]))
+    ctx.shadows = [shadow_of(inputs[i]) for i in DIFFERENTIABLE]
+    ctx.plan = inputs[NUM_TENSORS:]
 
 
 def _row_losses_backward(ctx: Any, grad_rows: Tensor) -> tuple[Any, ...]:
     inputs = Inputs(*ctx.saved_tensors)
     text, backend, algorithm = ctx.plan
-    needs = [ctx.needs_input_grad[i] for i in _DIFFERENTIABLE]
-    weighted = inputs._replace(row_weight=_times(grad_rows, inputs.row_weight))
+    needs = [ctx.needs_input_grad[i] for i in DIFFERENTIABLE]
+    weighted = inputs._replace(row_weight=times(grad_rows, inputs.row_weight))
     _, *gradients = torch.ops.affkd_kernels.loss_and_grad(
         *weighted, summed(decode(text)).encode(), backend, algorithm, needs
     )
-    out: list[Tensor | None] = [None] * (_NUM_TENSORS + 3)
+    out: list[Tensor | None] = [None] * (NUM_TENSORS + 3)
     for i, gradient, shadow, need in zip(
-        _DIFFERENTIABLE, gradients, ctx.shadows, needs, strict=True
+        DIFFERENTIABLE, gradients, ctx.shadows, needs, strict=True
     ):
         if need:
             out[i] = no_second_derivative(gradient, shadow)
@@ -390,5 +143,5 @@ def call_op(spec: LossSpec, inputs: Inputs, backend: str, algorithm: str) -> Ten
 
 def _needs(inputs: Inputs) -> Sequence[bool]:
     grad = torch.is_grad_enabled()
-    sources = (inputs[i] for i in _DIFFERENTIABLE)
+    sources = (inputs[i] for i in DIFFERENTIABLE)
     return [grad and x is not None and x.requires_grad for x in sources]

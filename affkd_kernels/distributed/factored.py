@@ -16,11 +16,11 @@ from torch import Tensor
 
 from ..components import Frobenius, Gram, RowL2, SqEuclidean
 from ..dispatch import make_plan
+from ..fused import refuse_second_derivative
 from ..inputs import Inputs, full_precision
 from ..kernels import factored, moments
 from ..kernels.factors import Centering, Side, operand_of, without_masked
 from ..kernels.result import LossAndGrad, Needs
-from ..ops import refuse_second_derivative
 from ..spec import LossSpec
 from .collectives import Shards, all_reduce
 
@@ -57,7 +57,7 @@ def loss(spec: LossSpec, inputs: Inputs, shards: Shards) -> Tensor:
 class _FactoredLoss(torch.autograd.Function):
     """All communication is in the forward; the backward multiplies.
 
-    The gradients are outputs too, for the reason that `ops.FusedLoss` gives.
+    The gradients are outputs too, for the reason that `fused.FusedLoss` gives.
     """
 
     @staticmethod

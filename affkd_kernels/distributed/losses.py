@@ -20,9 +20,9 @@ from torch import Tensor
 from .. import functional, reference
 from ..components import NoNormalization, RowL1, RowL2, RowSum, Softmax
 from ..dispatch import make_plan
+from ..fused import summed
 from ..inputs import Inputs, canonical_inputs, refuse_tangents
 from ..kernels.counts import Counts
-from ..ops import summed
 from ..spec import LossSpec
 from . import factored
 from .collectives import ScaleGradient, Shards, SumOverRanks
