@@ -34,6 +34,10 @@ FACTORED_FROM = {"fused": 12.0, "reference": 2.0}
 FACTORED_ITEMS = {"cuda": 8192}
 # the bytes that `dense` may hold: student and teacher affinity of the matrices in flight
 DENSE_BYTES = {"cpu": 64 << 20, "cuda": 256 << 20}
+# the same of features no longer than SHORT, whose products a CPU computes again sooner than it
+# fetches them from memory; those of longer ones it does not, and there the bound is one of memory
+SHORT = 128
+DENSE_BYTES_SHORT = {"cpu": 28 << 20}
 # N Q K D up to which a GPU computes the products in about the time of a launch: estimated
 LAUNCH_BOUND = 1 << 25
 
@@ -122,7 +126,7 @@ def _many_items_per_feature(inputs: Inputs, threshold: float) -> bool:
 def _fused_plan(spec: LossSpec, inputs: Inputs) -> Plan:
     algorithm, reason = spec.algorithm, "asked for by name"
     if algorithm == "auto":
-        fits = _dense_bytes(inputs) <= _workspace(spec, inputs.student.device.type)
+        fits = _dense_bytes(inputs) <= _workspace(spec, inputs)
         algorithm = "dense" if fits else "tiled"
         reason = f"the affinity matrices {'fit' if fits else 'would not fit'} the workspace"
     if spec.backend != "auto":
@@ -139,9 +143,13 @@ def _dense_bytes(inputs: Inputs) -> int:
     return int(2 * matrices * inputs.student.shape[1] * inputs.num_keys * inputs.dtype.itemsize)
 
 
-def _workspace(spec: LossSpec, device: str) -> int:
+def _workspace(spec: LossSpec, inputs: Inputs) -> int:
     if spec.max_workspace_bytes is not None:
         return spec.max_workspace_bytes
+    device = inputs.student.device.type
+    short = inputs.student.shape[2] + inputs.teacher.shape[2] <= 2 * SHORT
+    if short and device in DENSE_BYTES_SHORT:
+        return DENSE_BYTES_SHORT[device]
     return DENSE_BYTES.get(device, DENSE_BYTES["cuda"])
 
 

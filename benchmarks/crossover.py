@@ -2,8 +2,9 @@
 
 Prints the thresholds that affkd_kernels/dispatch.py keeps, as measured on this machine:
 ``FACTORED_FROM``, items per feature from which the factored form beats the best algorithm over
-pairs, and ``DENSE_BYTES``, the size of the two affinity matrices up to which keeping them beats
-computing them again.
+pairs, and ``DENSE_BYTES_SHORT``, the size of the two affinity matrices up to which keeping them
+beats computing them again where the features are short. Where they are long it always does, and
+``DENSE_BYTES`` bounds the memory.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ LENGTHS = (64, 128, 256)
 FACTORED_METHODS = ("sp", "cka", "gram_anchor")
 # batches and lengths at which keeping the matrices is compared with computing them again
 BATCHES = (1024, 1536, 2048, 2896, 4096, 5792)
-DENSE_LENGTHS = (128, 512)
+LONG = 512
 DENSE_METHODS = ("sp", "rkd_distance", "rbf_frobenius")
 # larger matrices would not fit a workspace anybody wants
 MAX_ITEMS = 6000
@@ -98,17 +99,15 @@ def factored_from(holders: Sequence[str], seconds: float) -> float | None:
     return _median(found)
 
 
-def dense_bytes(seconds: float) -> float | None:
-    """Bytes of the two affinity matrices; the median over methods and feature lengths."""
+def dense_bytes(length: int, seconds: float) -> float | None:
+    """Bytes of the two affinity matrices; the median over methods."""
     found = []
     for method in DENSE_METHODS:
-        for length in DENSE_LENGTHS:
-            points = []
-            for items in BATCHES:
-                value = compare(method, (items, length), TILED, (DENSE,), seconds)
-                points += [] if value is None else [Point(8.0 * items**2, value)]
-            name = f"{method}, D = {length}: tiled against dense, by bytes"
-            found.append(_show(name, points))
+        points = []
+        for items in BATCHES:
+            value = compare(method, (items, length), TILED, (DENSE,), seconds)
+            points += [] if value is None else [Point(8.0 * items**2, value)]
+        found.append(_show(f"{method}, D = {length}: tiled against dense, by bytes", points))
     return _median(found)
 
 
@@ -136,13 +135,18 @@ def main() -> None:
         torch.set_num_threads(options.threads)
     fused = factored_from((DENSE, TILED), options.seconds)
     reference = factored_from((REFERENCE,), options.seconds)
-    size = dense_bytes(options.seconds)
+    short = dense_bytes(dispatch.SHORT, options.seconds)
+    long = dense_bytes(LONG, options.seconds)
     print("measured here, against what affkd_kernels/dispatch.py has:")
     print(f"FACTORED_FROM = {_literal(fused, reference)}")
     print(f"    has         {dispatch.FACTORED_FROM}")
-    megabytes = "never faster" if size is None else f"{size / 2**20:.0f} << 20"
-    print(f'DENSE_BYTES["cpu"] = {megabytes}')
-    print(f"    has              {dispatch.DENSE_BYTES['cpu'] >> 20} << 20")
+    for name, size, has in (
+        ("DENSE_BYTES_SHORT", short, dispatch.DENSE_BYTES_SHORT),
+        ("DENSE_BYTES", long, dispatch.DENSE_BYTES),
+    ):
+        measured = "tiled is never faster" if size is None else f"{size / 2**20:.0f} << 20"
+        print(f'{name}["cpu"] = {measured}')
+        print(f"    has {has['cpu'] >> 20} << 20")
 
 
 def _literal(fused: float | None, reference: float | None) -> str:

@@ -11,6 +11,7 @@ import torch
 from torch.nn.modules.loss import _Loss
 
 import affkd_kernels as affkd
+from affkd_kernels.kernels import cpu
 
 X = torch.randn(6, 4)
 LONG = torch.ones(6, dtype=torch.long)
@@ -160,6 +161,18 @@ def test_plans_follow_the_metadata() -> None:
     both = affkd.explain_plan(tall, tall, detach_teacher=False)
     assert both.backend == "reference" and "detach_teacher=False" in both.reason
     assert str(both).startswith("reference/dense: ")
+
+
+@pytest.mark.skipif(not cpu.available()[0], reason=cpu.available()[1])
+def test_matrices_of_short_features_are_kept_up_to_a_smaller_size() -> None:
+    def algorithm(items: int, length: int, **options: int) -> str:
+        # of metadata alone: nothing is allocated
+        x = torch.empty(1).expand(items, length)
+        return affkd.explain_plan(x, x, "rbf", "frobenius", "mse", **options).algorithm
+
+    assert algorithm(1800, 128) == algorithm(2800, 129) == "dense"
+    assert algorithm(2000, 128) == algorithm(3000, 129) == "tiled"
+    assert algorithm(2000, 128, max_workspace_bytes=1 << 30) == "dense"
 
 
 def test_a_row_weight_that_requires_grad_gets_one() -> None:
