@@ -58,6 +58,10 @@ struct Barrier {
   unsigned expected = 0;
   unsigned arrived = 0;
   unsigned generation = 0;
+  // What a fiber releases when it gets here, all others acquire when they go on. One place for all
+  // times would order too much: the fiber that goes on first is at the next barrier, and has
+  // released what it did on the way, before the others acquire.
+  unsigned char meetings[2] = {};
 };
 
 struct Copy {
@@ -188,6 +192,10 @@ HOST_UNSEEN inline bool is_faulty(Fault kind) {
   return fault == kind && self()->barriers == fault_at;
 }
 
+HOST_UNSEEN inline unsigned generation_of(const Barrier& barrier) {
+  return barrier.generation;
+}
+
 inline void block_barrier() {
   Fiber* fiber = self();
   ++fiber->barriers;
@@ -195,12 +203,14 @@ inline void block_barrier() {
       (is_faulty(Fault::divergent_barrier) && fiber->index % 2 == 1)) {
     return;
   }
+  Barrier& barrier = fiber->block->barrier;
 #if defined(__SANITIZE_THREAD__)
-  __tsan_release(&fiber->block->barrier);
+  void* meeting = &barrier.meetings[generation_of(barrier) % 2];
+  __tsan_release(meeting);
 #endif
-  wait(fiber->block->barrier, "__syncthreads");
+  wait(barrier, "__syncthreads");
 #if defined(__SANITIZE_THREAD__)
-  __tsan_acquire(&fiber->block->barrier);
+  __tsan_acquire(meeting);
 #endif
 }
 
