@@ -25,7 +25,6 @@ AFFKD_DEVICE RowTotals block_totals(const RowTotals* rows, int64_t count, RowTot
   for (int64_t at = threadIdx.x; at < count; at += kThreads) {
     totals = join_totals(totals, rows[at]);
   }
-  __syncthreads();
   return block_fold(totals, scratch, [](RowTotals a, RowTotals b) { return join_totals(a, b); });
 }
 

@@ -42,13 +42,11 @@ class GradientPairs {
     } else if (has_second(p_)) {
       const RowTotals totals = block_totals(totals_of(p_, matrix_), p_.row_blocks, scratch.totals);
       second_ = static_cast<T>(-scale * totals.correction);
+      __syncthreads();
     }
-    __syncthreads();
     const Panel& panel = p_.task.panel;
     const RowTotals* rows = totals_of(p_, matrix_) + panel.row_begin / kWarps;
-    const RowTotals totals = block_totals(rows, divide_up(panel.rows, kWarps), scratch.totals);
-    __syncthreads();
-    return totals.pairs > 0;
+    return block_totals(rows, divide_up(panel.rows, kWarps), scratch.totals).pairs > 0;
   }
 
   // whether an entry of V is made from W at its mirror image, too
@@ -94,12 +92,12 @@ class GradientPairs {
   AFFKD_DEVICE void prepare_means(Scratch& scratch, Means& means) const {
     Centering<T> student, teacher;
     student.find(p_, Summed::student, matrix_, scratch.sums);
-    __syncthreads();
     teacher.find(p_, Summed::teacher, matrix_, scratch.sums);
     if (threadIdx.x == 0) {
       means.student = student;
       means.teacher = teacher;
     }
+    __syncthreads();
   }
 
   // of linear kernel alignment, whose pairs are still what they were

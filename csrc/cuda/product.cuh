@@ -27,6 +27,8 @@ class ProductTile {
     T origin[kWidth];
     T own_sums[kEdge];
   };
+  static_assert(sizeof(Shared::scratch) <= sizeof(Shared::tile.v),
+                "of the tile, x is written while others may still read the scratch");
 
   AFFKD_DEVICE ProductTile(const Params& p, Shared& shared)
       : p_(p),

@@ -22,7 +22,6 @@ class RowSides {
   AFFKD_DEVICE void find_means(double* scratch) {
     if (is_centered(p_)) {
       student_means_.find(p_, Summed::student, task_.matrix, scratch);
-      __syncthreads();
       teacher_means_.find(p_, Summed::teacher, task_.matrix, scratch);
     }
   }

@@ -30,7 +30,6 @@ CSRC = HERE.parent.parent / "csrc"
 COMPILER = shutil.which(os.environ.get("CXX", "g++"))
 PHASES = ("gram", "means", "statistics", "count", "rows", "center", "product")
 PRECISIONS = ("ieee", "tf32x3", "tf32")
-FAULTS = ("none", "missing_barrier", "divergent_barrier", "short_memory", "missing_wait")
 # what a GPU always has, and only where the sources ask for it
 FUSED = ["-mfma", "-ffp-contract=off"]
 _STORAGES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
@@ -123,6 +122,16 @@ def build(source: str = "driver.cpp", sanitizer: str = "") -> Path:
     return target
 
 
+def barriers() -> list[str]:
+    """Every barrier in the bodies of the kernels, as FILE:LINE."""
+    return [
+        f"{path.name}:{number}"
+        for path in sorted(CSRC.glob("cuda/*.cuh"))
+        for number, line in enumerate(path.read_text().splitlines(), 1)
+        if "__syncthreads" in line
+    ]
+
+
 def stress(sanitizer: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     """Run stress.cpp under a sanitizer, which ends it with 66 if it has anything to report."""
     command = [str(build("stress.cpp", sanitizer)), *arguments]
@@ -151,10 +160,6 @@ class Library:
         assert self._library.params_size() == ctypes.sizeof(Params)
         self.launches: list[str] = []
         self.most_slots = 4096
-
-    def set_fault(self, fault: str, at: int = 0) -> None:
-        """What is to go wrong in later calls: see host::Fault."""
-        self._library.set_fault(FAULTS.index(fault), ctypes.c_uint(at))
 
     def loss_and_grad(
         self,
