@@ -162,10 +162,25 @@ def test_both_temperatures_and_the_weight_of_both_axes(stand_in: StandIn) -> Non
     normalization = "softmax(student_tau=0.5, teacher_tau=0.25, axis='both')"
     spec = make_spec("gram", normalization, "kl", weight=3.0, diagonal="zero", diagonal_offset=1)
     inputs = cross_inputs()._replace(row_weight=None, pair_mask=None)
-    gradients = call(spec, inputs, True, True, True)
-    seen = stand_in.fields()  # of the second call, where queries and keys have traded places
+    call(spec, inputs, True, True, True)
+    seen = stand_in.fields()
     assert (seen["settings.student_tau"], seen["settings.teacher_tau"]) == (0.5, 0.25)
-    assert (seen["weight"], seen["diagonal_offset"]) == (1.5, -1)
+    assert (seen["weight"], seen["diagonal_offset"], seen["columns"]) == (1.5, 1, 1)
+    assert seen["student.data"] == inputs.student.data_ptr()
+    assert stand_in.launches() == ["gram", "rows", "product"]
+
+
+def test_columns_that_the_workspace_does_not_hold_take_a_call_of_their_own(
+    stand_in: StandIn,
+) -> None:
+    spec = make_spec(
+        "gram", "softmax(axis='both')", "kl", weight=3.0, diagonal="zero", diagonal_offset=1,
+        max_workspace_bytes=4 * 2 * 3 * 4 * 4 - 1,
+    )  # fmt: skip
+    inputs = cross_inputs()._replace(row_weight=None, pair_mask=None)
+    gradients = call(spec, inputs, True, True, True, algorithm="tiled")
+    seen = stand_in.fields()  # of the second call, where queries and keys have traded places
+    assert (seen["weight"], seen["diagonal_offset"], seen["columns"]) == (1.5, -1, 0)
     assert seen["student.data"] == inputs.student_keys.data_ptr()  # type: ignore[union-attr]
     assert gradients.grad_student.shape == inputs.student.shape  # type: ignore[union-attr]
     assert gradients.grad_student_keys.shape == inputs.student_keys.shape  # type: ignore[union-attr]

@@ -20,9 +20,11 @@ class GradientPairs {
     Centering<T> teacher;
   };
 
-  AFFKD_DEVICE GradientPairs(const Params& p, int64_t matrix, const Means& means)
+  // `keys`: for the gradient of the keys
+  AFFKD_DEVICE GradientPairs(const Params& p, int64_t matrix, bool keys, const Means& means)
       : p_(p),
         matrix_(matrix),
+        keys_(keys),
         means_(means),
         student_scale_(scale_of<T>(p, true)),
         teacher_scale_(scale_of<T>(p, false)),
@@ -32,8 +34,11 @@ class GradientPairs {
   // panel takes part.
   AFFKD_DEVICE bool prepare(Scratch& scratch, Means& means) {
     const double twice = p_.task.both_sides && is_symmetric() ? 2 : 1;
-    const double scale = twice * loss_scale(p_);
+    const double scale = twice * loss_scale(p_, false);
     first_ = static_cast<T>(scale);
+    if (p_.columns) {
+      second_ = static_cast<T>(loss_scale(p_, true));
+    }
     if (is_closed(p_)) {
       const Alignment alignment = p_.work.alignments[matrix_];
       first_ = static_cast<T>(scale * alignment.teacher);
@@ -51,7 +56,17 @@ class GradientPairs {
 
   // whether an entry of V is made from W at its mirror image, too
   AFFKD_DEVICE bool reads_mirror() const {
-    return p_.task.keys || (p_.task.both_sides && !is_symmetric());
+    return keys_ || p_.columns || (p_.task.both_sides && !is_symmetric());
+  }
+  AFFKD_DEVICE bool reads_direct() const { return !keys_ || p_.columns; }
+
+  // What an entry of V gets from the pairs as they lie, and from their mirror image: the pair (i,
+  // j) of this item and of one on the other side.
+  AFFKD_DEVICE T direct(int64_t item, int64_t other) const {
+    return keys_ ? column_entry(other, item) : entry(item, other);
+  }
+  AFFKD_DEVICE T mirror(int64_t item, int64_t other) const {
+    return !keys_ && p_.columns ? column_entry(item, other) : entry(other, item);
   }
 
   // a W1 + b W2
@@ -71,7 +86,7 @@ class GradientPairs {
     if (!is_distance(p_.settings.pair)) {
       return held;
     }
-    const bool nothing = inverse_length(p_.task.keys ? i : j, !p_.task.keys) == T{0};
+    const bool nothing = inverse_length(keys_ ? i : j, !keys_) == T{0};
     return nothing ? T{0} : T{1} - held * T{0.5};
   }
 
@@ -82,6 +97,11 @@ class GradientPairs {
   }
 
  private:
+  // b times W1 of the columns
+  AFFKD_DEVICE T column_entry(int64_t i, int64_t j) const {
+    return second_ * static_cast<const T*>(p_.work.first)[transposed_index(p_, matrix_, i, j)];
+  }
+
   // nothing tells the rows of a symmetric matrix apart: W' is W
   AFFKD_DEVICE bool is_symmetric() const {
     const Normalization kind = p_.settings.normalization;
@@ -113,6 +133,7 @@ class GradientPairs {
 
   const Params& p_;
   const int64_t matrix_;
+  const bool keys_;
   const Means& means_;
   const T student_scale_;
   const T teacher_scale_;

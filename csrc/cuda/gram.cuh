@@ -52,7 +52,7 @@ class GramTile {
     const PairStage<T> stage(p_);
     const T scale = scale_of<T>(p_, task_.student);
     State state = empty_state(p_.settings.normalization);
-    const bool has_mirror = is_mirrored(p_) && task_.row != task_.column;
+    const bool has_mirror = p_.columns || (is_mirrored(p_) && task_.row != task_.column);
     // the tile, then its mirror image
 #pragma unroll 1
     for (int line = warp_index(); line < (has_mirror ? 2 : 1) * kEdge; line += kWarps) {
@@ -71,15 +71,17 @@ class GramTile {
                                T scale, State& state) {
     const bool swapped = is_mirrored(p_) && task_.row == task_.column && row > column;
     const T held = swapped ? pair(column, row) : pair(row, column);
-    const int64_t i = mirrored ? task_.column + column : task_.row + row;
-    const int64_t j = mirrored ? task_.row + row : task_.column + column;
+    const bool transposed = p_.columns && mirrored, turned = mirrored && !transposed;
+    const int64_t i = turned ? task_.column + column : task_.row + row;
+    const int64_t j = turned ? task_.row + row : task_.column + column;
     if (i >= p_.task.panel.row_begin + p_.task.panel.rows || j >= p_.keys) {
       return;
     }
     const bool own = is_own(p_, i, j);
     const T value = (own ? own_pair(held) : held) + part_of_key(mirrored ? row : kEdge + column);
-    static_cast<T*>(task_.student ? p_.work.student
-                                  : p_.work.teacher)[pair_index(p_, task_.matrix, i, j)] = value;
+    const int64_t at =
+        transposed ? transposed_index(p_, task_.matrix, i, j) : pair_index(p_, task_.matrix, i, j);
+    static_cast<T*>(task_.student ? p_.work.student : p_.work.teacher)[at] = value;
     if (gram_has_states(p_) && takes_part(p_, task_.matrix, i, j)) {
       add_to_state(p_.settings.normalization, stage.affinity(value, scale, own), own,
                    i * p_.keys + j, state);

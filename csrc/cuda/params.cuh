@@ -86,7 +86,7 @@ struct CenteredTotals {
   double teacher_sum;
 };
 
-// Of one matrix: what the scalars of a call are summed from.
+// Of the rows of one matrix, or of its columns: what the scalars of a call are summed from.
 struct MatrixTotals {
   double loss;   // without the loss scale
   double scale;  // sum of dA g
@@ -112,9 +112,9 @@ struct State {
 struct Workspace {
   unsigned* arrivals;    // [N + 1] blocks of a matrix that are done, and matrices; 0 again after
                          // every sweep
-  double* loss_scale;    // [1] weight / count, where only the masks tell the count
-  MatrixTotals* totals;  // [N]
-  RowTotals* rows;       // [N, row_blocks]
+  double* loss_scale;    // [axes] weight / count, where only the masks tell the count
+  MatrixTotals* totals;  // [axes, N]
+  RowTotals* rows;       // [N, line_blocks] of the rows, then of the columns
   CenteredTotals* centered;  // [N, row_blocks]
   Alignment* alignments;     // [N]
   State* states;             // [2, N, state_slots] of student and teacher
@@ -122,8 +122,9 @@ struct Workspace {
   double* column_sums;       // [3, N, K]
   void* poison;              // T [4, N, 4 item_blocks]: NaN where an item is inf or NaN, else 0
   void* inverse_lengths;     // T [2, N, max(Q, K)]: 1 / |x| of the student's queries and keys
-  void* student;             // T [panel]: g, or the squared distance, of every pair
-  void* teacher;             // T [panel]
+  void* student;             // T [axes, panel]: g, or the squared distance, of every pair; with two
+                             // axes the second is the transpose [N, K, Q] of the first
+  void* teacher;             // T [axes, panel]
   void* first;               // T [panel]: W1 of V = a (W1 + W1') + b (W2 + W2')
   void* second;              // T [panel]: W2, what flows back through a statistic of the matrix
 };
@@ -145,6 +146,7 @@ struct Task {
   bool finishes;       // rows, center: the last block of the sweep writes the call's scalars
   bool of_gradient;    // means: of dA, not of A_s and A_t
   bool keys;           // product: the gradient of the keys, from W'; else of the queries, from W
+  bool also_keys;      // product: of the queries, and by more blocks of the keys
   bool both_sides;     // product: from W + W'
   bool accumulates;    // product: adds to the gradient
 };
@@ -155,6 +157,7 @@ struct Params {
   bool wide;  // computed in double, not float
   bool self;  // the views of the keys are those of the queries
   bool has_diagonal;
+  bool columns;  // the loss of the columns is added, which are normalized as the rows are
   int64_t diagonal_offset;
   Reduction reduction;
   double weight;
@@ -182,9 +185,11 @@ struct Params {
   // derived from the above (layout.cuh)
   bool counts;           // only the masks tell the count: see Workspace::loss_scale
   double loss_scale;     // weight / count otherwise
+  double column_scale;   // and that of the columns
   double taylor_factor;  // exp(-scale)
   int64_t item_blocks;
   int64_t row_blocks;
+  int64_t line_blocks;  // of rows and, where they count, of columns
   int64_t state_slots;
   Panel largest;  // no panel has more matrices or rows
   Workspace work;
@@ -280,6 +285,20 @@ AFFKD_BOTH constexpr int64_t gram_tiles(const Params& p, const Panel& panel) {
 // Blocks that share the tiles of one side of a matrix out among them.
 AFFKD_BOTH constexpr int64_t gram_blocks(const Params& p, const Panel& panel) {
   return gram_has_states(p) ? p.state_slots : gram_tiles(p, panel);
+}
+
+// Blocks of phase rows for each matrix of a panel.
+AFFKD_BOTH constexpr int64_t line_blocks(const Params& p) {
+  return divide_up(p.task.panel.rows, kWarps) + (p.columns ? divide_up(p.keys, kWarps) : 0);
+}
+
+// Blocks of phase product, for either gradient of a panel.
+AFFKD_BOTH constexpr int64_t query_blocks(const Params& p) {
+  return p.task.panel.matrices * divide_up(p.task.panel.rows, kTile) *
+         divide_up(p.student.dim, kSlice);
+}
+AFFKD_BOTH constexpr int64_t key_blocks(const Params& p) {
+  return p.task.panel.matrices * divide_up(p.keys, kTile) * divide_up(p.student.dim, kSlice);
 }
 
 // The launches; all have blocks of kThreads threads. `schedule.cuh` puts them in order.

@@ -126,16 +126,8 @@ class RowBlock {
 
   // A row of an invalid item still is a column's neighbor.
   AFFKD_DEVICE void zero_absent_row(bool writes) const {
-    const Panel& panel = p_.task.panel;
-    if (!writes || task_.present || task_.row >= panel.row_begin + panel.rows) {
-      return;
-    }
-    const int64_t begin = pair_index(p_, task_.matrix, task_.row, 0);
-    for (int64_t j = lane_index(); j < p_.keys; j += 32) {
-      static_cast<T*>(p_.work.first)[begin + j] = 0;
-      if (has_second(p_)) {
-        static_cast<T*>(p_.work.second)[begin + j] = 0;
-      }
+    if (writes && task_.exists && !task_.present) {
+      sides_.row().each_entry([&](int64_t j) { write(j, T{0}, T{0}); });
     }
   }
 

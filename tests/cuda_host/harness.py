@@ -70,12 +70,12 @@ WeightView = _structure("WeightView", ("data", _POINTER), *_same("storage matrix
 ScalarView = _structure("ScalarView", ("data", _POINTER), ("storage", _I64))
 Workspace = _structure("Workspace", *_same(" ".join(f"p{i}" for i in range(15)), _POINTER))
 Panel = _structure("Panel", *_same("matrix_begin matrices row_begin rows", _I64))
-Task = _structure("Task", ("panel", Panel), *_same(" ".join(f"b{i}" for i in range(8)), _BOOL))
+Task = _structure("Task", ("panel", Panel), *_same(" ".join(f"b{i}" for i in range(9)), _BOOL))
 Params = _structure(
     "Params",
     ("settings", Settings),
     ("precision", _I64),
-    *_same("wide self has_diagonal", _BOOL),
+    *_same("wide self has_diagonal columns", _BOOL),
     *_same("diagonal_offset reduction", _I64),
     ("weight", _F64),
     *_same("matrices queries keys", _I64),
@@ -86,8 +86,8 @@ Params = _structure(
     *_same("student_scale teacher_scale", ScalarView),
     *_same("loss query_gradient key_gradient scale_gradient row_losses", _POINTER),
     ("counts", _BOOL),
-    *_same("loss_scale taylor_factor", _F64),
-    *_same("item_blocks row_blocks state_slots", _I64),
+    *_same("loss_scale column_scale taylor_factor", _F64),
+    *_same("item_blocks row_blocks line_blocks state_slots", _I64),
     ("largest", Panel),
     ("work", Workspace),
     ("task", Task),
@@ -176,6 +176,8 @@ class Library:
         axis = "row" if inputs.student_keys is None else spec.axis
         if axis == "row":
             return self._call(spec, inputs, needs, precision, budget, 1.0, False)
+        if axis == "both" and budget == _NO_BUDGET:
+            return self._call(spec, inputs, needs, precision, budget, 0.5, False, columns=True)
         traded = Needs(needs.student_keys, needs.student, needs.student_scale)
         factor = 0.5 if axis == "both" else 1.0
         by_column = self._call(spec, inputs.exchanged(), traded, precision, budget, factor, True)
@@ -221,6 +223,7 @@ class Library:
         factor: float,
         exchanged: bool,
         rows: Tensor | None = None,
+        columns: bool = False,
     ) -> LossAndGrad:
         dtype = inputs.dtype
 
@@ -239,6 +242,7 @@ class Library:
             unwritten(scalar, needs.student_scale),
         )
         params = pack(spec, inputs, needs, precision, factor, exchanged)
+        params.columns = columns
         params.loss = result.loss.data_ptr()
         outputs = ("query_gradient", "key_gradient", "scale_gradient", "row_losses")
         for name, tensor in zip(outputs, (*result[1:], rows), strict=True):

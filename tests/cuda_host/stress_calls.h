@@ -25,6 +25,7 @@ struct Variant {
   int64_t budget;
   Precision precision;
   bool rows = false;  // and a gradient of the scale
+  bool columns = false;
 };
 
 struct Result {
@@ -94,6 +95,7 @@ inline Result run(const Settings& settings, const Variant& variant) {
   p.settings = settings;
   p.precision = variant.precision;
   p.self = p.has_diagonal = self;
+  p.columns = variant.columns;
   p.reduction = variant.rows ? Reduction::sum : Reduction::mean;
   p.weight = 1;
   p.matrices = n;
@@ -183,12 +185,15 @@ inline Result run_case(int number) {
                  {2, 43, true, false, 1, ieee, true});
     case 6:
       return run_angle();
+    case 7:
+      return run(settings_of(gaussian, Normalization::softmax, kl_reverse),
+                 {2, 43, true, false, kNoBudget, tf32x3, false, true});
     default:
       std::fprintf(stderr, "there is no case %d\n", number);
       std::exit(2);
   }
 }
 
-constexpr int kCases = 7;
+constexpr int kCases = 8;
 
 }  // namespace stress
