@@ -48,7 +48,8 @@ sanitize: $(SANITIZED) ## the tests of the C++ kernels under sanitizers, races b
 	UBSAN_OPTIONS=print_stacktrace=1 OMP_NUM_THREADS=2 AFFKD_CPU_LIBRARY=$(CURDIR)/$(SANITIZED) \
 	$(BIN)/python -m pytest --capture=no -m "not slow" -k "cpu or cpp or angle" \
 		tests/test_fused.py $(wildcard tests/test_angle*.py tests/test_cpu_*.py)
-	AFFKD_CUDA_HOST_EVERY=11 $(BIN)/python -m pytest -k Sanitizers tests/test_cuda_host.py
+	AFFKD_CUDA_HOST_EVERY=11 $(BIN)/python -m pytest -k "Sanitizers or barrier" tests/test_cuda_host.py \
+		tests/test_cuda_barriers.py
 
 $(SANITIZED): $(SOURCES) | $(VENV)/.stamp-test
 	AFFKD_SANITIZE=1 AFFKD_BUILD_CPU=1 $(BIN)/python setup.py --quiet build_ext \

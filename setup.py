@@ -9,6 +9,7 @@ UndefinedBehaviorSanitizer, for ``make sanitize``.
 
 from __future__ import annotations
 
+import hashlib
 import os
 import platform
 import re
@@ -20,7 +21,6 @@ from pathlib import Path
 
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
-from setuptools.modified import newer_group
 
 # the oldest torch whose binary interface the extensions need: 2.10
 TORCH_TARGET = "0x020a000000000000"
@@ -221,13 +221,19 @@ class BuildKernels(build_ext):
         return name
 
     def compile_cuda(self, source: str, kernels: Kernels) -> str:
-        """Compiled once for all architectures; what is newer than its sources stays."""
+        """Compiled once for all architectures, and again when what it is made from differs."""
         folder = Path(self.build_temp, "-".join(["sm", *kernels.architectures]))
         target = folder / Path(source).with_suffix(".o")
-        if self.force or newer_group([source, "setup.py", *kernels.depends], str(target)):
+        stamp = target.with_suffix(".inputs")
+        flags = [*NVCC_FLAGS, *code_flags(kernels.architectures)]
+        # read before nvcc starts: what changes while it runs will differ the next time
+        inputs = digest([*flags, str(kernels.nvcc)], [source, *kernels.depends])
+        if self.force or not (target.exists() and stamp.exists() and stamp.read_text() == inputs):
             target.parent.mkdir(parents=True, exist_ok=True)
-            flags = [*NVCC_FLAGS, *code_flags(kernels.architectures), f"--threads={os.cpu_count()}"]
-            self.run_nvcc(kernels, [*flags, "-c", source, "-o", str(target)])
+            stamp.unlink(missing_ok=True)
+            threads = f"--threads={os.cpu_count()}"
+            self.run_nvcc(kernels, [*flags, threads, "-c", source, "-o", str(target)])
+            stamp.write_text(inputs)
         return str(target)
 
     def link_cuda(self, objects: list[str], target: str, kernels: Kernels) -> None:
@@ -241,6 +247,14 @@ class BuildKernels(build_ext):
     def run_nvcc(self, kernels: Kernels, arguments: list[str]) -> None:
         host_compiler = os.environ.get("CXX", "").split()[:1]
         self.spawn([str(kernels.nvcc), *(f"-ccbin={name}" for name in host_compiler), *arguments])
+
+
+def digest(arguments: list[str], files: list[str]) -> str:
+    """Of a command's arguments and of the names and contents of the files it reads."""
+    found = hashlib.sha256("\0".join(arguments).encode())
+    for name in sorted(files):
+        found.update(f"\0{name}\0".encode() + Path(name).read_bytes())
+    return found.hexdigest()
 
 
 def code_flags(architectures: list[str]) -> list[str]:

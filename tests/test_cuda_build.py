@@ -11,6 +11,7 @@ from types import ModuleType
 
 import pytest
 import torch
+from setuptools import Distribution
 
 from affkd_kernels.kernels import extension
 
@@ -91,6 +92,36 @@ def test_architectures_can_be_chosen(
     monkeypatch.setenv("AFFKD_CUDA_ARCHITECTURES", "90;120")
     with pytest.raises(SystemExit, match="sm_75, sm_80, sm_90 .* got '90;120'"):
         build.cuda_kernels()
+
+
+@pytest.mark.usefixtures("torch_of_cuda")
+def test_what_changes_while_nvcc_runs_is_compiled_the_next_time(
+    build: ModuleType, toolkit: Path, tmp_path: Path
+) -> None:
+    header, source, runs = (tmp_path / name for name in ("a.cuh", "a.cu", "runs"))
+    for path in (header, source, runs):
+        path.touch()
+    kernels = build.cuda_kernels()
+    kernels.depends = [str(header)]
+    command = build.BuildKernels(Distribution())
+    command.build_temp, command.force = str(tmp_path / "objects"), False
+
+    def compile_with(nvcc: str) -> int:
+        """How often nvcc has run after another build; its last argument is what it makes."""
+        toolkit.write_text(f'#!/bin/sh\necho >> {runs}; for last; do :; done; {nvcc} > "$last"\n')
+        command.compile_cuda(str(source), kernels)
+        return len(runs.read_text().splitlines())
+
+    assert compile_with(f"echo changed >> {header}; sleep 0.1; echo") == 1
+    assert [compile_with("echo") for _ in range(3)] == [2, 2, 2]
+    header.write_text("")
+    # a compiler that fails leaves nothing that would pass for the new state
+    with pytest.raises(Exception, match="nvcc"):
+        compile_with("exit 1;")
+    assert [compile_with("echo") for _ in range(2)] == [4, 4]
+    source.write_text("// as old as the object, with a clock that goes wrong")
+    os.utime(source, (0, 0))
+    assert compile_with("echo") == 5
 
 
 def no_nvcc(monkeypatch: pytest.MonkeyPatch, folder: Path) -> str:

@@ -50,6 +50,22 @@ def test_equal_pairs_share_the_maximum(
     compare(kernels, copied, triple, 1e-6 if dtype == torch.float32 else 1e-11)
 
 
+@pytest.mark.parametrize("alternate", [False, True], ids=["halves", "alternate"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize(
+    "part", [Part("rbf", (("unit", False), ("gamma", 0.01))), Part("euclidean")], ids=str
+)
+def test_pairs_of_opposite_items_share_the_maximum(
+    part: Part, dtype: torch.dtype, alternate: bool, kernels: harness.Library
+) -> None:
+    """Two items are as far apart as their opposites: of a kernel the largest entry."""
+    near = pair(3, 20, 37).to(dtype).map(torch.Tensor.abs)
+    both = near.map(lambda x: torch.stack([x, -x], int(alternate)).flatten(0, 1))
+    triple = Triple(part, Part("max"), Part("mse"))
+    inputs = Inputs(both.student, both.teacher, {"diagonal": "exclude"})
+    compare(kernels, inputs, triple, 1e-6 if dtype == torch.float32 else 1e-11)
+
+
 def test_equal_items_are_at_distance_zero(kernels: harness.Library) -> None:
     """Where rounding put them a little apart, they would count as positive entries."""
     x = pair(3, 40, 37).student.float().repeat(2, 1)

@@ -63,6 +63,8 @@ def loss_and_grad(spec: LossSpec, inputs: Inputs, needs: Needs, algorithm: str) 
         return _call(spec, inputs, needs, algorithm, 1.0)
     if axis == "column":
         return _call_exchanged(spec, inputs, needs, algorithm, 1.0)
+    if _holds_columns(spec, inputs, algorithm):
+        return _call(spec, inputs, needs, algorithm, 0.5, columns=True)
     by_row = _call(spec, inputs, needs, algorithm, 0.5)
     by_column = _call_exchanged(spec, inputs, needs, algorithm, 0.5)
     return by_row.plus(by_column)
@@ -109,6 +111,12 @@ def _require() -> None:
         raise RuntimeError(f"backend 'cpp' cannot run here: {reason}")
 
 
+def _holds_columns(spec: LossSpec, inputs: Inputs, algorithm: str) -> bool:
+    """Whether the workspace has room for the pairs of both sides and for their transposes."""
+    held = 4 * inputs.num_pairs * inputs.dtype.itemsize
+    return algorithm == "dense" or held <= _workspace(spec)
+
+
 def _call(
     spec: LossSpec,
     inputs: Inputs,
@@ -116,8 +124,10 @@ def _call(
     algorithm: str,
     factor: float,
     exchanged: bool = False,
+    columns: bool = False,
 ) -> LossAndGrad:
-    choices, numbers = _options(spec, inputs, needs, algorithm, factor, exchanged)
+    """With ``columns`` the loss of the columns is added to that of the rows."""
+    choices, numbers = _options(spec, inputs, needs, algorithm, factor, exchanged, columns)
     run = torch.ops.affkd_kernels.cuda_loss_and_grad
     return LossAndGrad(*run(*inputs, [*choices, _precision()], numbers))
 
@@ -137,13 +147,18 @@ def _options(
     algorithm: str,
     factor: float = 1.0,
     exchanged: bool = False,
+    columns: bool = False,
 ) -> tuple[list[int], list[float]]:
     """The two lists but for the last choice, which may change between two calls."""
     dims = (inputs.student.shape[-1], inputs.teacher.shape[-1])
     has_keys = inputs.student_keys is not None
     choices, numbers = static_options(spec, needs, algorithm, factor, exchanged, has_keys, dims)
-    workspace = spec.max_workspace_bytes
-    return [*choices, WORKSPACE_BYTES if workspace is None else workspace], numbers
+    return [*choices, _workspace(spec), int(columns)], numbers
+
+
+def _workspace(spec: LossSpec) -> int:
+    given = spec.max_workspace_bytes
+    return WORKSPACE_BYTES if given is None else given
 
 
 def _precision() -> int:

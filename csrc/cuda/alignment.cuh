@@ -76,7 +76,6 @@ AFFKD_DEVICE CenteredTotals block_centered_totals(const Params& p, int64_t n,
   for (int64_t at = threadIdx.x; at < p.row_blocks; at += kThreads) {
     totals = join_totals(totals, p.work.centered[n * p.row_blocks + at]);
   }
-  __syncthreads();
   return block_fold(totals, scratch,
                     [](CenteredTotals a, CenteredTotals b) { return join_totals(a, b); });
 }

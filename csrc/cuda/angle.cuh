@@ -93,7 +93,6 @@ class AngleBlock {
     if (inside && p_.slope != nullptr) {
       p_.slope[at(i, m)] = slope;
     }
-    __syncthreads();
     const double loss = block_sum(loss_, shared_.sums);
     if (threadIdx.x == 0) {
       p_.block_losses[blockIdx.x] = loss;

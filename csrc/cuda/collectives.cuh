@@ -1,7 +1,7 @@
 // Sums over the threads of a warp or a block, always in the same order.
 #pragma once
 
-#include "params.cuh"
+#include "choices.cuh"
 #include "port.cuh"
 
 namespace affkd::cuda {
@@ -62,10 +62,10 @@ AFFKD_DEVICE X block_sum(X x, X* scratch) {
   return block_fold(x, scratch, [](X a, X b) { return a + b; });
 }
 
-// Whether this is the last of `blocks` blocks to get here. It sees what the others have written,
-// and leaves the counter at 0, as it was found.
+// Whether this is the last of `blocks` blocks to get here. It sees what the first thread of the
+// others has written, and what their other threads have before the last barrier; the scratch was
+// last read before that one, too. The counter is left at 0, as it was found.
 AFFKD_DEVICE bool is_last_block(unsigned* counter, int64_t blocks, bool* scratch) {
-  __syncthreads();
   if (threadIdx.x == 0) {
     *scratch = arrive(counter) + 1 == static_cast<unsigned>(blocks);
     if (*scratch) {

@@ -16,7 +16,7 @@ struct FinishShared {
 };
 
 AFFKD_DEVICE RowTotals* totals_of(const Params& p, int64_t n) {
-  return p.work.rows + n * p.row_blocks;
+  return p.work.rows + n * p.line_blocks;
 }
 
 // The joint totals of some blocks of rows, by all threads of a block.
@@ -25,7 +25,6 @@ AFFKD_DEVICE RowTotals block_totals(const RowTotals* rows, int64_t count, RowTot
   for (int64_t at = threadIdx.x; at < count; at += kThreads) {
     totals = join_totals(totals, rows[at]);
   }
-  __syncthreads();
   return block_fold(totals, scratch, [](RowTotals a, RowTotals b) { return join_totals(a, b); });
 }
 
@@ -38,10 +37,10 @@ AFFKD_DEVICE MatrixTotals from_lane_at(MatrixTotals x, int distance) {
           from_lane_at(x.pairs, distance), from_lane_at(x.rows, distance)};
 }
 
-// weight / count from the counts of all matrices
-AFFKD_DEVICE double counted_loss_scale(const Params& p, const MatrixTotals& totals) {
+// weight / count from the counts of all matrices, of rows or of columns
+AFFKD_DEVICE double counted_loss_scale(const Params& p, const MatrixTotals& totals, bool columns) {
   if (!p.counts) {
-    return p.loss_scale;
+    return columns ? p.column_scale : p.loss_scale;
   }
   const int64_t count = p.reduction == Reduction::mean ? totals.pairs : totals.rows;
   return p.weight / static_cast<double>(count > 0 ? count : 1);
@@ -54,41 +53,63 @@ AFFKD_DEVICE void write_scalar(void* out, double x) {
   }
 }
 
-// With the totals of a matrix at hand, by all threads of its last block.
+// With the totals of a matrix written, by all threads of its last block.
 template <typename T>
-AFFKD_DEVICE void finish_call(const Params& p, int64_t n, const MatrixTotals& of_matrix,
-                              FinishShared& shared) {
-  if (threadIdx.x == 0) {
-    p.work.totals[n] = of_matrix;
-  }
+AFFKD_DEVICE void finish_call(const Params& p, FinishShared& shared) {
   if (!is_last_block(p.work.arrivals + p.matrices, p.matrices, &shared.last)) {
     return;
   }
-  MatrixTotals totals{};
-  for (int64_t at = threadIdx.x; at < p.matrices; at += kThreads) {
-    totals = join_totals(totals, p.work.totals[at]);
+  double loss = 0, scale_gradient = 0;
+#pragma unroll 1
+  for (int axis = 0; axis < (p.columns ? 2 : 1); ++axis) {
+    MatrixTotals totals{};
+    for (int64_t at = threadIdx.x; at < p.matrices; at += kThreads) {
+      totals = join_totals(totals, p.work.totals[axis * p.matrices + at]);
+    }
+    __syncthreads();
+    totals = block_fold(totals, shared.matrices,
+                        [](MatrixTotals a, MatrixTotals b) { return join_totals(a, b); });
+    const double scale = counted_loss_scale(p, totals, axis == 1);
+    loss += scale * totals.loss;
+    scale_gradient += scale * totals.scale;
+    write_scalar<double>(p.work.loss_scale + axis, scale);
   }
-  totals = block_fold(totals, shared.matrices,
-                      [](MatrixTotals a, MatrixTotals b) { return join_totals(a, b); });
-  const double scale = counted_loss_scale(p, totals);
-  write_scalar<T>(p.loss, scale * totals.loss);
-  write_scalar<T>(p.scale_gradient, scale * totals.scale);
-  write_scalar<double>(p.work.loss_scale, scale);
+  write_scalar<T>(p.loss, loss);
+  write_scalar<T>(p.scale_gradient, scale_gradient);
+}
+
+// The same with those totals at hand.
+template <typename T>
+AFFKD_DEVICE void finish_call(const Params& p, int64_t n, const MatrixTotals& totals,
+                              FinishShared& shared) {
+  if (threadIdx.x == 0) {
+    p.work.totals[n] = totals;
+  }
+  finish_call<T>(p, shared);
 }
 
 // The last of the blocks whose rows are those of matrix n, over all panels of it.
 AFFKD_DEVICE bool is_last_of_matrix(const Params& p, int64_t n, FinishShared& shared) {
-  return is_last_block(p.work.arrivals + n, p.row_blocks, &shared.last);
+  return is_last_block(p.work.arrivals + n, p.line_blocks, &shared.last);
 }
 
 // With the totals of all rows of a matrix written; `poison` is what they do not know of.
 template <typename T>
 AFFKD_DEVICE void finish_matrix(const Params& p, int64_t n, double poison, FinishShared& shared) {
-  const RowTotals rows = block_totals(totals_of(p, n), p.row_blocks, shared.totals);
-  const double loss = rows.pairs > 0 ? rows.loss + poison : 0;
-  // W2 enters the gradient with minus the c of its own matrix
-  const double scale = rows.scale_first - rows.correction * rows.scale_second;
-  finish_call<T>(p, n, {loss, scale, rows.pairs, rows.rows}, shared);
+#pragma unroll 1
+  for (int axis = 0; axis < (p.columns ? 2 : 1); ++axis) {
+    const int64_t begin = axis == 0 ? 0 : p.row_blocks;
+    const int64_t blocks = axis == 0 ? p.row_blocks : p.line_blocks - p.row_blocks;
+    __syncthreads();
+    const RowTotals rows = block_totals(totals_of(p, n) + begin, blocks, shared.totals);
+    const double loss = rows.pairs > 0 ? rows.loss + poison : 0;
+    // W2 enters the gradient with minus the c of its own matrix
+    const double scale = rows.scale_first - rows.correction * rows.scale_second;
+    if (threadIdx.x == 0) {
+      p.work.totals[axis * p.matrices + n] = {loss, scale, rows.pairs, rows.rows};
+    }
+  }
+  finish_call<T>(p, shared);
 }
 
 }  // namespace affkd::cuda

@@ -14,15 +14,17 @@ class GradientPairs {
     RowTotals totals[kWarps];
     double sums[kWarps];
   };
-  // of linear kernel alignment only: not worth every call's registers
+  // of what is centered here only: not worth every call's registers
   struct Means {
     Centering<T> student;
     Centering<T> teacher;
   };
 
-  AFFKD_DEVICE GradientPairs(const Params& p, int64_t matrix, const Means& means)
+  // `keys`: for the gradient of the keys
+  AFFKD_DEVICE GradientPairs(const Params& p, int64_t matrix, bool keys, const Means& means)
       : p_(p),
         matrix_(matrix),
+        keys_(keys),
         means_(means),
         student_scale_(scale_of<T>(p, true)),
         teacher_scale_(scale_of<T>(p, false)),
@@ -32,8 +34,11 @@ class GradientPairs {
   // panel takes part.
   AFFKD_DEVICE bool prepare(Scratch& scratch, Means& means) {
     const double twice = p_.task.both_sides && is_symmetric() ? 2 : 1;
-    const double scale = twice * loss_scale(p_);
+    const double scale = twice * loss_scale(p_, false);
     first_ = static_cast<T>(scale);
+    if (p_.columns) {
+      second_ = static_cast<T>(loss_scale(p_, true));
+    }
     if (is_closed(p_)) {
       const Alignment alignment = p_.work.alignments[matrix_];
       first_ = static_cast<T>(scale * alignment.teacher);
@@ -42,18 +47,29 @@ class GradientPairs {
     } else if (has_second(p_)) {
       const RowTotals totals = block_totals(totals_of(p_, matrix_), p_.row_blocks, scratch.totals);
       second_ = static_cast<T>(-scale * totals.correction);
+      __syncthreads();
     }
-    __syncthreads();
+    if (folds()) {
+      prepare_gradient_means(scratch, means);
+    }
     const Panel& panel = p_.task.panel;
     const RowTotals* rows = totals_of(p_, matrix_) + panel.row_begin / kWarps;
-    const RowTotals totals = block_totals(rows, divide_up(panel.rows, kWarps), scratch.totals);
-    __syncthreads();
-    return totals.pairs > 0;
+    return block_totals(rows, divide_up(panel.rows, kWarps), scratch.totals).pairs > 0;
   }
 
   // whether an entry of V is made from W at its mirror image, too
   AFFKD_DEVICE bool reads_mirror() const {
-    return p_.task.keys || (p_.task.both_sides && !is_symmetric());
+    return keys_ || p_.columns || (p_.task.both_sides && !is_symmetric());
+  }
+  AFFKD_DEVICE bool reads_direct() const { return !keys_ || p_.columns; }
+
+  // What an entry of V gets from the pairs as they lie, and from their mirror image: the pair (i,
+  // j) of this item and of one on the other side.
+  AFFKD_DEVICE T direct(int64_t item, int64_t other) const {
+    return keys_ ? column_entry(other, item) : entry(item, other);
+  }
+  AFFKD_DEVICE T mirror(int64_t item, int64_t other) const {
+    return !keys_ && p_.columns ? column_entry(item, other) : entry(other, item);
   }
 
   // a W1 + b W2
@@ -64,6 +80,10 @@ class GradientPairs {
       return first_ * first;
     }
     const T second = static_cast<const T*>(p_.work.second)[at];
+    if (folds()) {
+      const T slope = static_cast<const T*>(p_.work.slopes)[at];
+      return first_ * (means_.student.centered(first, i, j) * slope) + second_ * second;
+    }
     return is_closed(p_) ? aligned_entry(i, j, second, first) : first_ * first + second_ * second;
   }
 
@@ -73,7 +93,7 @@ class GradientPairs {
     if (!is_distance(p_.settings.pair)) {
       return held;
     }
-    const bool nothing = inverse_length(p_.task.keys ? i : j, !p_.task.keys) == T{0};
+    const bool nothing = inverse_length(keys_ ? i : j, !keys_) == T{0};
     return nothing ? T{0} : T{1} - held * T{0.5};
   }
 
@@ -84,6 +104,11 @@ class GradientPairs {
   }
 
  private:
+  // b times W1 of the columns
+  AFFKD_DEVICE T column_entry(int64_t i, int64_t j) const {
+    return second_ * static_cast<const T*>(p_.work.first)[transposed_index(p_, matrix_, i, j)];
+  }
+
   // nothing tells the rows of a symmetric matrix apart: W' is W
   AFFKD_DEVICE bool is_symmetric() const {
     const Normalization kind = p_.settings.normalization;
@@ -91,15 +116,28 @@ class GradientPairs {
            p_.pair_mask.data == nullptr;
   }
 
+  // W1 is dA before it is centered
+  AFFKD_DEVICE bool folds() const { return sizeof(T) == sizeof(float) && folds_gradient(p_); }
+
+  AFFKD_DEVICE void prepare_gradient_means(Scratch& scratch, Means& means) const {
+    Centering<T> gradient;
+    gradient.find(p_, Summed::gradient, matrix_, scratch.sums);
+    if (threadIdx.x == 0) {
+      means.student = gradient;
+    }
+    __syncthreads();
+  }
+
+  // of linear kernel alignment
   AFFKD_DEVICE void prepare_means(Scratch& scratch, Means& means) const {
     Centering<T> student, teacher;
     student.find(p_, Summed::student, matrix_, scratch.sums);
-    __syncthreads();
     teacher.find(p_, Summed::teacher, matrix_, scratch.sums);
     if (threadIdx.x == 0) {
       means.student = student;
       means.teacher = teacher;
     }
+    __syncthreads();
   }
 
   // of linear kernel alignment, whose pairs are still what they were
@@ -115,6 +153,7 @@ class GradientPairs {
 
   const Params& p_;
   const int64_t matrix_;
+  const bool keys_;
   const Means& means_;
   const T student_scale_;
   const T teacher_scale_;

@@ -6,7 +6,7 @@
 #include <cstddef>
 #include <type_traits>
 
-#include "params.cuh"
+#include "choices.cuh"
 
 namespace affkd::cuda {
 
@@ -29,8 +29,8 @@ inline bool depends_on_masks(Reduction reduction) {
   return reduction == Reduction::mean || reduction == Reduction::batchmean;
 }
 
-// weight / count where nothing is masked
-inline double known_loss_scale(const Params& p) {
+// weight / count where nothing is masked, of rows or of columns
+inline double known_loss_scale(const Params& p, bool columns) {
   if (p.reduction == Reduction::sum) {
     return p.weight;
   }
@@ -40,7 +40,7 @@ inline double known_loss_scale(const Params& p) {
   const bool excluded = p.settings.diagonal == Diagonal::exclude;
   int64_t count = p.queries * p.keys - (excluded ? diagonal_pairs(p) : 0);
   if (p.reduction == Reduction::batchmean) {
-    count = p.queries - (excluded && p.keys == 1 ? diagonal_pairs(p) : 0);
+    count = columns ? p.keys : p.queries - (excluded && p.keys == 1 ? diagonal_pairs(p) : 0);
   }
   count *= p.matrices;
   return p.weight / static_cast<double>(count > 0 ? count : 1);
@@ -53,7 +53,7 @@ inline bool has_third_buffer(const Params& p) {
 
 // As many whole matrices as fit the budget, or else rows of one.
 inline Panel largest_panel(const Params& p, int64_t budget) {
-  const int64_t buffers = has_third_buffer(p) ? 3 : 2;
+  const int64_t buffers = p.columns || may_fold_gradient(p) ? 4 : has_third_buffer(p) ? 3 : 2;
   const int64_t row = p.keys * buffers * static_cast<int64_t>(number_size(p));
   const int64_t rows = row > 0 ? budget / row : p.queries;
   if (rows >= p.queries) {
@@ -64,17 +64,25 @@ inline Panel largest_panel(const Params& p, int64_t budget) {
   return {0, 1, 0, whole_tiles > kTile ? whole_tiles : kTile};
 }
 
-// Fills in what follows from the arguments. `budget` bounds the bytes of the pairs that are held.
+// Fills in what follows from the arguments. `budget` bounds the bytes of the pairs that are held; a
+// call that has columns of its own must hold all of them (`fits`).
 inline void complete(Params& p, int64_t budget) {
   p.counts = is_masked(p) && depends_on_masks(p.reduction);
-  p.loss_scale = known_loss_scale(p);
+  p.loss_scale = known_loss_scale(p, false);
+  p.column_scale = known_loss_scale(p, true);
   p.taylor_factor = std::exp(-p.settings.student_scale);
   const int64_t longest = p.queries > p.keys ? p.queries : p.keys;
   p.item_blocks = divide_up(longest, kTile);
   p.row_blocks = divide_up(p.queries, kWarps);
+  p.line_blocks = p.row_blocks + (p.columns ? divide_up(p.keys, kWarps) : 0);
   p.largest = largest_panel(p, budget);
   const int64_t tiles = gram_tiles(p, p.largest);
   p.state_slots = !gram_has_states(p) ? p.row_blocks : tiles < kMostSlots ? tiles : kMostSlots;
+}
+
+// Whether the workspace holds the pairs of all matrices.
+inline bool fits(const Params& p) {
+  return p.largest.rows == p.queries && p.largest.matrices == p.matrices;
 }
 
 // Lays the workspace out from `base` on, which must be aligned to 256 bytes, and returns its size
@@ -89,17 +97,20 @@ inline int64_t lay_out(Params& p, void* base) {
   };
   Workspace& work = p.work;
   const int64_t n = p.matrices, longest = p.queries > p.keys ? p.queries : p.keys;
-  const int64_t pairs = p.largest.matrices * p.largest.rows * p.keys;
+  const int64_t axes = p.columns ? 2 : 1;
+  const int64_t pairs = axes * p.largest.matrices * p.largest.rows * p.keys;
   const bool sums = is_centered(p);
   take(work.arrivals, n + 1, sizeof(unsigned));
-  take(work.loss_scale, 1, sizeof(double));
-  take(work.totals, n, sizeof(MatrixTotals));
-  take(work.rows, n * p.row_blocks, sizeof(RowTotals));
+  take(work.loss_scale, axes, sizeof(double));
+  take(work.totals, axes * n, sizeof(MatrixTotals));
+  take(work.rows, n * p.line_blocks, sizeof(RowTotals));
   take(work.centered, is_closed(p) ? n * p.row_blocks : 0, sizeof(CenteredTotals));
   take(work.alignments, is_closed(p) ? n : 0, sizeof(Alignment));
   take(work.states, is_global(p.settings.normalization) ? 2 * n * p.state_slots : 0, sizeof(State));
   take(work.row_sums, sums ? 3 * n * p.queries : 0, sizeof(double));
   take(work.column_sums, sums ? 3 * n * p.keys : 0, sizeof(double));
+  take(work.tile_sums, is_folded(p) ? 2 * n * tile_sums(p) : 0, sizeof(double));
+  take(work.block_sums, folds_gradient(p) ? n * p.row_blocks * p.keys : 0, sizeof(double));
   take(work.poison, 16 * n * p.item_blocks, number_size(p));
   take(work.inverse_lengths, p.settings.unit ? 2 * n * longest : 0, number_size(p));
   take(work.student, pairs, number_size(p));
@@ -109,6 +120,7 @@ inline int64_t lay_out(Params& p, void* base) {
   if (has_third_buffer(p)) {
     take(work.second, pairs, number_size(p));
   }
+  take(work.slopes, folds_gradient(p) ? pairs : 0, number_size(p));
   return static_cast<int64_t>(used);
 }
 

@@ -23,7 +23,8 @@ using OptionalTensor = std::optional<Tensor>;
 
 // What the CUDA kernels are asked for beyond `Options`.
 constexpr size_t kWorkspace = kChoices;
-constexpr size_t kPrecision = kChoices + 1;
+constexpr size_t kColumns = kChoices + 1;
+constexpr size_t kPrecision = kChoices + 2;
 
 Storage storage_of(const Tensor& tensor) {
   switch (tensor.scalar_type()) {
@@ -170,7 +171,9 @@ Outputs run(const Arguments& a, const std::vector<int64_t>& choices,
       computes_in_double(a) ? aoti_torch_dtype_float64() : aoti_torch_dtype_float32();
   Outputs outputs = make_outputs(a, options, wants_rows, dtype);
   Params params = pack(a, options, static_cast<Precision>(choices[kPrecision]), outputs);
+  params.columns = choices[kColumns] != 0;
   complete(params, budget_of(options, choices[kWorkspace]));
+  STD_TORCH_CHECK(!params.columns || fits(params), "rows and columns of one call must be held");
   const int64_t bytes = lay_out(params, nullptr);
   // freed at the end, and used again only by what comes later on the same stream
   Tensor workspace = empty(a.student, {bytes}, aoti_torch_dtype_uint8());

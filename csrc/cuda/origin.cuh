@@ -21,8 +21,9 @@ AFFKD_DEVICE bool drops_row_constants(const Params& p) {
 
 // A distance may lose any point, and takes the mean of the tile's own items, which is at hand and
 // leaves less of a cluster's offset than that of all items would. Where tiles have to agree, and
-// equal pairs have to tie for the maximum, it is the mean of eight samples, the first valid keys of
-// as many parts of the matrix.
+// equal pairs have to tie for the maximum, it is the mean of eight samples, valid keys from as many
+// parts of the matrix; and 0 where they are on both sides of it, as pairs of x and of -x have to
+// tie, too, which any other point would round apart.
 template <typename T>
 class TileOrigin {
  public:
@@ -35,10 +36,11 @@ class TileOrigin {
         // double needs neither of these two, and is to know it when it is compiled
         closed_(sizeof(T) == sizeof(float) && is_closed(p)),
         drops_constants_(sizeof(T) == sizeof(float) && drops_row_constants(p)),
-        of_matrix_(closed_ || drops_constants_ || (has_ties(p) && moves_distances(p))),
+        ties_(has_ties(p) && moves_distances(p)),
+        of_matrix_(closed_ || drops_constants_ || ties_),
         of_tile_(!of_matrix_ && moves_distances(p)),
         sample_(task.student ? p.student_keys : p.teacher_keys, p.key_mask, task.matrix,
-                of_matrix_ ? first_valid(p, task.matrix) : 0, p.keys) {}
+                of_matrix_ ? find_sample(p, task.matrix) : 0, p.keys) {}
 
   AFFKD_DEVICE bool is_closed_form() const { return closed_; }
   AFFKD_DEVICE bool drops_constants() const { return drops_constants_; }
@@ -109,9 +111,11 @@ class TileOrigin {
     return count_ > 0 ? sum / static_cast<T>(count_) : T{0};
   }
 
-  AFFKD_DEVICE static int64_t first_valid(const Params& p, int64_t n) {
+  // The first valid key of a part, from an even or an odd one on, as items may alternate.
+  AFFKD_DEVICE static int64_t find_sample(const Params& p, int64_t n) {
     int64_t i = p.keys * own_part() / 8;
     const int64_t end = p.keys * (own_part() + 1) / 8;
+    i += end - i > 1 ? (i + own_part()) % 2 : 0;
     while (i < end && !is_valid(p.key_mask, n, i)) {
       ++i;
     }
@@ -141,7 +145,9 @@ class TileOrigin {
     const T infinity = static_cast<T>(INFINITY), common = mean(x);
     const T low = fold(sample_.present ? x : infinity, [](T a, T b) { return b < a ? b : a; });
     const T high = fold(sample_.present ? x : -infinity, [](T a, T b) { return a < b ? b : a; });
-    write(chunk, drops_constants_ && high - low > absolute(common) ? T{0} : common);
+    const bool apart = (drops_constants_ && high - low > absolute(common)) ||
+                       (ties_ && low <= T{0} && high >= T{0});
+    write(chunk, apart ? T{0} : common);
   }
 
   AFFKD_DEVICE void write(int64_t chunk, T point) const {
@@ -153,6 +159,7 @@ class TileOrigin {
   Shared& shared_;
   const bool closed_;           // a matrix that is centered later
   const bool drops_constants_;  // a softmax
+  const bool ties_;             // distances of which the smallest or the largest may be many
   const bool of_matrix_;        // one origin for all tiles
   const bool of_tile_;
   const Item sample_;

@@ -60,7 +60,6 @@ AFFKD_DEVICE double late_poison(const Params& p, int64_t n, double* scratch) {
   if (p.self || p.largest.rows == p.queries) {
     return 0;
   }
-  __syncthreads();
   const double poison = block_sum(query_poison<T>(p, n, 0, divide_up(p.queries, kTile)), scratch);
   if (poison == 0 || p.row_losses == nullptr) {
     return poison;

@@ -27,18 +27,22 @@ class ProductTile {
     T origin[kWidth];
     T own_sums[kEdge];
   };
+  static_assert(sizeof(Shared::scratch) <= sizeof(Shared::tile.v),
+                "of the tile, x is written while others may still read the scratch");
 
   AFFKD_DEVICE ProductTile(const Params& p, Shared& shared)
       : p_(p),
         shared_(shared),
-        features_(p.task.keys ? p.student_keys : p.student),
+        keys_(p.task.keys || (p.task.also_keys && blockIdx.x >= query_blocks(p))),
+        block_(blockIdx.x - (p.task.also_keys && keys_ ? query_blocks(p) : 0)),
+        features_(keys_ ? p.student_keys : p.student),
         matrix_(p.task.panel.matrix_begin + unit() / tiles()),
-        slice_(static_cast<int64_t>(blockIdx.x) % slices() * kSlice),
-        item_(unit() % tiles() * kTile + (p.task.keys ? 0 : p.task.panel.row_begin)),
-        end_(p.task.keys ? p.keys : end_of_panel()),
-        other_begin_(p.task.keys ? p.task.panel.row_begin : 0),
-        other_end_(p.task.keys ? end_of_panel() : p.keys),
-        pairs_(p, matrix_, shared.means) {}
+        slice_(block_ % slices() * kSlice),
+        item_(unit() % tiles() * kTile + (keys_ ? 0 : p.task.panel.row_begin)),
+        end_(keys_ ? p.keys : end_of_panel()),
+        other_begin_(keys_ ? p.task.panel.row_begin : 0),
+        other_end_(keys_ ? end_of_panel() : p.keys),
+        pairs_(p, matrix_, keys_, shared.means) {}
 
   AFFKD_DEVICE void run() {
     // what takes part in nothing shows nowhere, even if it is NaN
@@ -55,9 +59,9 @@ class ProductTile {
 
   AFFKD_DEVICE int64_t slices() const { return divide_up(p_.student.dim, kSlice); }
   AFFKD_DEVICE int64_t tiles() const {
-    return divide_up(p_.task.keys ? p_.keys : p_.task.panel.rows, kTile);
+    return divide_up(keys_ ? p_.keys : p_.task.panel.rows, kTile);
   }
-  AFFKD_DEVICE int64_t unit() const { return static_cast<int64_t>(blockIdx.x) / slices(); }
+  AFFKD_DEVICE int64_t unit() const { return block_ / slices(); }
   AFFKD_DEVICE int64_t end_of_panel() const { return p_.task.panel.row_begin + p_.task.panel.rows; }
 
   // A common offset of the features is no matter where the rows of V sum to 0 or s_i makes up for
@@ -70,7 +74,7 @@ class ProductTile {
   }
   AFFKD_DEVICE bool has_sums() const { return p_.settings.unit || is_distance(p_.settings.pair); }
   AFFKD_DEVICE bool is_present(int64_t item) const {
-    return item < end_ && is_valid(p_.task.keys ? p_.key_mask : p_.mask, matrix_, item);
+    return item < end_ && is_valid(keys_ ? p_.key_mask : p_.mask, matrix_, item);
   }
 
   // Any common point will do: here the mean of the block's own items.
@@ -79,7 +83,7 @@ class ProductTile {
       return;
     }
     const int row = static_cast<int>(threadIdx.x) / 8, run = static_cast<int>(threadIdx.x) % 8;
-    const Item item(features_, p_.task.keys ? p_.key_mask : p_.mask, matrix_, item_ + row, end_);
+    const Item item(features_, keys_ ? p_.key_mask : p_.mask, matrix_, item_ + row, end_);
     T loaded[kRun];
     item.load(slice_ + run * kRun, loaded);
     store_run(shared_.tile.x + row * kSlicePitch<T> + run * kRun, loaded);
@@ -128,18 +132,20 @@ class ProductTile {
     for (int r = 0; r < kPairs; ++r) {
       const int64_t row = warp_index() + r * kWarps, lane = lane_index();
       const bool unit = p_.settings.unit;
-      if (!p_.task.keys) {
-        const int64_t i = item_ + row, j = other + lane;
-        const bool inside = i < end_ && j < other_end_;
-        loaded_.direct[r] = inside ? pairs_.entry(i, j) : T{0};
-        loaded_.cosines[r] = inside && unit ? pairs_.cosine(i, j) : T{0};
+      if (pairs_.reads_direct()) {
+        const int64_t item = item_ + row, neighbor = other + lane;
+        const bool inside = item < end_ && neighbor < other_end_;
+        loaded_.direct[r] = inside ? pairs_.direct(item, neighbor) : T{0};
+        if (!keys_) {
+          loaded_.cosines[r] = inside && unit ? pairs_.cosine(item, neighbor) : T{0};
+        }
       }
       if (pairs_.reads_mirror()) {
-        const int64_t i = other + row, j = item_ + lane;
-        const bool inside = i < other_end_ && j < end_;
-        loaded_.mirror[r] = inside ? pairs_.entry(i, j) : T{0};
-        if (p_.task.keys) {
-          loaded_.cosines[r] = inside && unit ? pairs_.cosine(i, j) : T{0};
+        const int64_t neighbor = other + row, item = item_ + lane;
+        const bool inside = neighbor < other_end_ && item < end_;
+        loaded_.mirror[r] = inside ? pairs_.mirror(item, neighbor) : T{0};
+        if (keys_) {
+          loaded_.cosines[r] = inside && unit ? pairs_.cosine(neighbor, item) : T{0};
         }
       }
     }
@@ -147,7 +153,7 @@ class ProductTile {
   }
 
   AFFKD_DEVICE void load_features(int64_t other) {
-    const bool key = !p_.task.keys;
+    const bool key = !keys_;
     const Item item(key ? p_.student_keys : p_.student, key ? p_.key_mask : p_.mask, matrix_, other,
                     other_end_);
     const int run = static_cast<int>(threadIdx.x) % 8 * kRun;
@@ -165,7 +171,7 @@ class ProductTile {
     for (int r = 0; r < kPairs; ++r) {
       const int row = warp_index() + r * kWarps;
       shared_.tile.mirror[row][lane_index()] = loaded_.mirror[r];
-      if (p_.task.keys) {
+      if (keys_) {
         shared_.tile.cosines[row][lane_index()] = loaded_.cosines[r];
       }
     }
@@ -175,11 +181,11 @@ class ProductTile {
 #pragma unroll
     for (int r = 0; r < kPairs; ++r) {
       const int row = warp_index() + r * kWarps, lane = lane_index();
-      T value = p_.task.keys ? T{0} : loaded_.direct[r];
+      T value = pairs_.reads_direct() ? loaded_.direct[r] : T{0};
       T cosine = loaded_.cosines[r];
       if (pairs_.reads_mirror()) {
         value += shared_.tile.mirror[lane][row];
-        cosine = p_.task.keys ? shared_.tile.cosines[lane][row] : cosine;
+        cosine = keys_ ? shared_.tile.cosines[lane][row] : cosine;
       }
       shared_.tile.v[row * kChunkPitch<T> + lane] = value;
       sums_[r] += p_.settings.unit ? value * cosine : value;
@@ -200,11 +206,11 @@ class ProductTile {
   }
 
   AFFKD_DEVICE void write(bool any) {
-    T* out = static_cast<T*>(p_.task.keys ? p_.key_gradient : p_.query_gradient);
-    if (p_.task.keys && p_.self) {
+    T* out = static_cast<T*>(keys_ ? p_.key_gradient : p_.query_gradient);
+    if (keys_ && p_.self) {
       out = static_cast<T*>(p_.query_gradient);
     }
-    const int64_t items = p_.task.keys ? p_.keys : p_.queries;
+    const int64_t items = keys_ ? p_.keys : p_.queries;
     for (int e = static_cast<int>(threadIdx.x); e < kEdge * kWidth; e += kThreads) {
       const int row = e / kWidth, column = e % kWidth;
       const int64_t item = item_ + row, feature = slice_ + column;
@@ -230,7 +236,7 @@ class ProductTile {
     if (!p_.settings.unit) {
       return sum * (x - shared_.origin[column]) - product;
     }
-    const T inverse = pairs_.inverse_length(item, p_.task.keys);
+    const T inverse = pairs_.inverse_length(item, keys_);
     // of a single feature the direction is a constant
     const bool flows = inverse != T{0} && features_.dim > 1;
     return flows ? inverse * (product - sum * (inverse * x)) : T{0};
@@ -238,6 +244,8 @@ class ProductTile {
 
   const Params& p_;
   Shared& shared_;
+  const bool keys_;              // whose gradient this is, not the queries'
+  const int64_t block_;          // among those of the same
   const FeatureView& features_;  // of the items whose gradient this is
   const int64_t matrix_;
   const int64_t slice_;        // the first of the block's features

@@ -1,5 +1,5 @@
 // What a sweep over rows of pairs is made of: a warp takes a row, and a block tells the totals of
-// its rows.
+// its rows. Where the columns of a matrix count as well, they are the rows of its transpose.
 #pragma once
 
 #include "collectives.cuh"
@@ -10,19 +10,23 @@ namespace affkd::cuda {
 // The rows of one block, a row for every warp.
 struct RowTask {
   int64_t matrix;
-  int64_t block;  // which kWarps rows of the matrix
+  int64_t block;  // which kWarps rows of the matrix, or after those, which columns
   int64_t row;    // of this warp
-  bool present;   // the row exists and is valid
+  bool column;    // it is a column
+  bool exists;
+  bool present;  // it exists and is valid
 };
 
 AFFKD_DEVICE RowTask find_row(const Params& p) {
   const Panel& panel = p.task.panel;
-  const int64_t blocks = divide_up(panel.rows, kWarps), unit = blockIdx.x;
+  const int64_t blocks = line_blocks(p), unit = blockIdx.x;
   const int64_t matrix = panel.matrix_begin + unit / blocks;
   const int64_t block = panel.row_begin / kWarps + unit % blocks;
-  const int64_t row = block * kWarps + warp_index();
-  const bool exists = row < panel.row_begin + panel.rows;
-  return {matrix, block, row, exists && is_valid(p.mask, matrix, row)};
+  const bool column = p.columns && block >= p.row_blocks;
+  const int64_t row = (column ? block - p.row_blocks : block) * kWarps + warp_index();
+  const bool exists = row < (column ? p.keys : panel.row_begin + panel.rows);
+  const MaskView& mask = column ? p.key_mask : p.mask;
+  return {matrix, block, row, column, exists, exists && is_valid(mask, matrix, row)};
 }
 
 AFFKD_DEVICE RowTotals join_totals(RowTotals a, RowTotals b) {
@@ -48,15 +52,29 @@ class PairRow {
   AFFKD_DEVICE PairRow(const Params& p, const RowTask& task)
       : p_(p),
         task_(task),
+        length_(task.column ? p.queries : p.keys),
         // of a row that does not exist nothing is read
-        begin_(task.present ? pair_index(p, task.matrix, task.row, 0) : 0) {}
+        begin_(!task.exists  ? 0
+               : task.column ? transposed_index(p, task.matrix, 0, task.row)
+                             : pair_index(p, task.matrix, task.row, 0)) {}
 
   AFFKD_DEVICE T held(bool student, int64_t j) const {
     return static_cast<const T*>(student ? p_.work.student : p_.work.teacher)[begin_ + j];
   }
   AFFKD_DEVICE T& first(int64_t j) const { return static_cast<T*>(p_.work.first)[begin_ + j]; }
   AFFKD_DEVICE T& second(int64_t j) const { return static_cast<T*>(p_.work.second)[begin_ + j]; }
-  AFFKD_DEVICE bool own(int64_t j) const { return is_own(p_, task_.row, j); }
+  AFFKD_DEVICE T& slope(int64_t j) const { return static_cast<T*>(p_.work.slopes)[begin_ + j]; }
+  AFFKD_DEVICE bool own(int64_t j) const {
+    return task_.column ? is_own(p_, j, task_.row) : is_own(p_, task_.row, j);
+  }
+
+  // visit(j) for this lane's share of the row, whatever takes part
+  template <typename Visit>
+  AFFKD_DEVICE void each_entry(Visit visit) const {
+    for (int64_t j = lane_index(); j < length_; j += 32) {
+      visit(j);
+    }
+  }
 
   // visit(j, whether the pair takes part) for this lane's share of the row
   template <typename Visit>
@@ -64,10 +82,12 @@ class PairRow {
     if (!task_.present) {
       return;
     }
-    for (int64_t j = lane_index(); j < p_.keys; j += 32) {
-      visit(j, is_valid(p_.key_mask, task_.matrix, j) &&
-                   pair_takes_part(p_, task_.matrix, task_.row, j));
-    }
+    // no pair of two valid items is left out where columns count
+    each_entry([&](int64_t j) {
+      visit(j, task_.column ? is_valid(p_.mask, task_.matrix, j)
+                            : is_valid(p_.key_mask, task_.matrix, j) &&
+                                  pair_takes_part(p_, task_.matrix, task_.row, j));
+    });
   }
 
   // visit(j) for those that take part
@@ -83,6 +103,7 @@ class PairRow {
  private:
   const Params& p_;
   const RowTask task_;  // not a reference: to a neighbor, it would keep both out of registers
+  const int64_t length_;
   const int64_t begin_;
 };
 

@@ -1,12 +1,14 @@
 // Which launches make a call, and over which panels.
 //
-//   gram -> rows -> product              every triple whose matrix fits the workspace, but centered
+//   gram -> rows -> product              every triple whose matrix fits the workspace
 //   gram -> means -> product             linear kernel alignment (`is_closed`)
-//   gram -> means -> statistics -> rows -> [means -> center ->] product     centered otherwise
+//   gram -> means -> statistics -> rows -> [means -> center ->] product     what is centered and
+//   too
+//                                        large or too exact to be so on the way (`is_folded`)
 //
-// A loss alone needs no product, keys that want a gradient of their own a second one. Where a
-// matrix does not fit, it is worked on in panels of rows: a statistic or a correction of the whole
-// matrix then takes a sweep over the panels of its own, in which the pairs are computed again.
+// A loss alone needs no product. Where a matrix does not fit, it is worked on in panels of rows: a
+// statistic or a correction of the whole matrix then takes a sweep over the panels of its own, in
+// which the pairs are computed again, and keys that want a gradient take a product of their own.
 #pragma once
 
 #include "layout.cuh"
@@ -22,10 +24,11 @@ inline int64_t block_count(Phase phase, const Params& p) {
     case Phase::means:
       return row_blocks +
              (p.self && !p.task.of_gradient ? 0 : panel.matrices * divide_up(p.keys, int64_t{32}));
-    case Phase::product: {
-      const int64_t items = p.task.keys ? p.keys : panel.rows;
-      return panel.matrices * divide_up(items, kTile) * divide_up(p.student.dim, kSlice);
-    }
+    case Phase::rows:
+      return panel.matrices * line_blocks(p);
+    case Phase::product:
+      return (p.task.keys ? 0 : query_blocks(p)) +
+             (p.task.keys || p.task.also_keys ? key_blocks(p) : 0);
     default:
       return row_blocks;
   }
@@ -44,7 +47,7 @@ class Schedule {
     for (int64_t begin = 0; begin < p_.matrices; begin += step) {
       matrix_begin_ = begin;
       matrices_ = p_.matrices - begin < step ? p_.matrices - begin : step;
-      if (begin == 0 && p_.counts && needs_product() && !fits()) {
+      if (begin == 0 && p_.counts && needs_product() && !fits(p_)) {
         count();
       }
       run_matrices();
@@ -55,7 +58,6 @@ class Schedule {
   bool needs_product() const { return p_.query_gradient != nullptr || p_.key_gradient != nullptr; }
 
   bool whole() const { return p_.largest.rows == p_.queries; }
-  bool fits() const { return whole() && p_.largest.matrices == p_.matrices; }
 
   // How many pairs of all matrices take part, before the first gradient. After a launch that resets
   // the arrivals.
@@ -72,7 +74,7 @@ class Schedule {
         products();
       });
     }
-    if (is_centered(p_)) {
+    if (is_centered(p_) && !is_folded(p_)) {
       sweep([this] { emit(Phase::means); });
     }
     if (is_global(p_.settings.normalization) && !gram_has_states(p_)) {
@@ -83,7 +85,7 @@ class Schedule {
     if (losses_first) {
       sweep([&] { rows(true, false, !gradient || !centers_gradient(p_)); });
     }
-    if (gradient && centers_gradient(p_)) {
+    if (gradient && centers_gradient(p_) && !folds_gradient(p_)) {
       centered_gradients();
     } else if (gradient) {
       sweep([&] {
@@ -132,6 +134,12 @@ class Schedule {
   void products() {
     const bool mirrored = is_mirrored(p_), first = p_.task.panel.row_begin == 0;
     Task& task = p_.task;
+    task.also_keys = whole() && p_.key_gradient != nullptr && p_.query_gradient != nullptr;
+    if (task.also_keys) {
+      emit(Phase::product);
+      task.also_keys = false;
+      return;
+    }
     if (p_.key_gradient != nullptr || (p_.self && !mirrored && p_.query_gradient != nullptr)) {
       task.keys = true;
       task.accumulates = !first;

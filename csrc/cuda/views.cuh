@@ -1,7 +1,7 @@
 // Reading the arguments of a call: features, masks and weights of any strides and dtypes.
 #pragma once
 
-#include "params.cuh"
+#include "choices.cuh"
 #include "port.cuh"
 
 namespace affkd::cuda {
@@ -66,15 +66,21 @@ AFFKD_DEVICE T scale_of(const Params& p, bool student) {
   return static_cast<T>(student ? p.settings.student_scale : p.settings.teacher_scale);
 }
 
-// weight / count
-AFFKD_DEVICE double loss_scale(const Params& p) {
-  return p.counts ? *p.work.loss_scale : p.loss_scale;
+// weight / count, of rows or of columns
+AFFKD_DEVICE double loss_scale(const Params& p, bool columns) {
+  return p.counts ? p.work.loss_scale[columns ? 1 : 0] : columns ? p.column_scale : p.loss_scale;
 }
 
 // where a pair of the panel lies
 AFFKD_DEVICE int64_t pair_index(const Params& p, int64_t n, int64_t i, int64_t j) {
   const Panel& panel = p.task.panel;
   return ((n - panel.matrix_begin) * panel.rows + (i - panel.row_begin)) * p.keys + j;
+}
+
+// where the mirror image of a pair lies
+AFFKD_DEVICE int64_t transposed_index(const Params& p, int64_t n, int64_t i, int64_t j) {
+  const Panel& panel = p.task.panel;
+  return ((panel.matrices + n - panel.matrix_begin) * p.keys + j) * p.queries + i;
 }
 
 }  // namespace affkd::cuda

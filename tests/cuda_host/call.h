@@ -22,4 +22,16 @@ void call(affkd::cuda::Params params, void* workspace, Visit visit) {
   stream.wait();
 }
 
+// The same of the angle loss.
+inline void call_angle(const affkd::cuda::AngleParams& params) {
+  namespace cuda = affkd::cuda;
+  const cuda::AngleKernel angle = cuda::find_angle_kernel(params);
+  const cuda::AngleKernel sum = cuda::find_angle_sum_kernel();
+  const auto blocks = static_cast<unsigned>(cuda::angle_blocks(params));
+  Stream stream;
+  stream.launch({blocks, cuda::kThreads, angle.shared_bytes, [=] { angle.function(params); }});
+  stream.launch({1, cuda::kThreads, sum.shared_bytes, [=] { sum.function(params); }});
+  stream.wait();
+}
+
 }  // namespace host

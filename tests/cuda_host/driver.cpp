@@ -3,7 +3,6 @@
 
 #include "call.h"
 
-using affkd::cuda::AngleKernel;
 using affkd::cuda::AngleParams;
 using affkd::cuda::Params;
 using affkd::cuda::Phase;
@@ -43,14 +42,8 @@ void run_angle(const void* const* views, int64_t matrices, int64_t items, double
                      slope,
                      nullptr,
                      loss};
-  const auto blocks = static_cast<unsigned>(affkd::cuda::angle_blocks(params));
-  std::vector<double> block_losses(blocks);
+  std::vector<double> block_losses(static_cast<size_t>(affkd::cuda::angle_blocks(params)));
   params.block_losses = block_losses.data();
-  const AngleKernel angle = affkd::cuda::find_angle_kernel(params);
-  const AngleKernel sum = affkd::cuda::find_angle_sum_kernel();
-  constexpr unsigned threads = affkd::cuda::kThreads;
-  host::Stream stream;
-  stream.launch({blocks, threads, angle.shared_bytes, [=] { angle.function(params); }});
-  stream.launch({1, threads, sum.shared_bytes, [=] { sum.function(params); }});
+  host::call_angle(params);
 }
 }

@@ -16,6 +16,11 @@
 #include <deque>
 #include <functional>
 #include <memory>
+#include <mutex>
+#include <set>
+#include <string>
+#include <string_view>
+#include <tuple>
 #include <vector>
 
 #if defined(__SANITIZE_THREAD__)
@@ -44,8 +49,20 @@ enum class Fault : int {
   missing_wait,
   missing_boundary,
 };
+
+// A barrier in the sources: __FILE__ and __LINE__ of where it is asked for.
+struct Site {
+  std::string file;
+  int line;
+  bool operator<(const Site& other) const {
+    return std::tie(file, line) < std::tie(other.file, other.line);
+  }
+};
+
 inline Fault fault = Fault::none;
-inline unsigned fault_at = 0;  // which barrier, counted by each thread
+inline Site fault_site;  // of a barrier that is missing or divergent; a file's last name
+inline std::set<Site>* met = nullptr;  // where not null, all barriers that are met
+inline std::mutex met_lock;
 
 constexpr size_t kStackBytes = 256 << 10;
 constexpr unsigned kWarpSize = 32;
@@ -58,6 +75,10 @@ struct Barrier {
   unsigned expected = 0;
   unsigned arrived = 0;
   unsigned generation = 0;
+  // What a fiber releases when it gets here, all others acquire when they go on. One place for all
+  // times would order too much: the fiber that goes on first is at the next barrier, and has
+  // released what it did on the way, before the others acquire.
+  unsigned char meetings[2] = {};
 };
 
 struct Copy {
@@ -72,7 +93,6 @@ struct Fiber {
   unsigned index = 0;
   bool started = false;
   bool finished = false;
-  unsigned barriers = 0;                 // that it has met
   unsigned collectives = 0;              // of its warp
   std::deque<std::vector<Copy>> copies;  // groups, the last still open
   jmp_buf place;
@@ -184,23 +204,37 @@ HOST_UNSEEN inline void wait(Barrier& barrier, const char* what) {
 }
 
 // Whether a fault of this kind hits this barrier.
-HOST_UNSEEN inline bool is_faulty(Fault kind) {
-  return fault == kind && self()->barriers == fault_at;
+HOST_UNSEEN inline bool is_faulty(Fault kind, const char* file, int line) {
+  return fault == kind && line == fault_site.line &&
+         std::string_view(file).ends_with(fault_site.file);
 }
 
-inline void block_barrier() {
+HOST_UNSEEN inline unsigned generation_of(const Barrier& barrier) {
+  return barrier.generation;
+}
+
+HOST_UNSEEN inline void note(const char* file, int line) {
+  if (met != nullptr) {
+    const std::lock_guard lock(met_lock);
+    met->insert({file, line});
+  }
+}
+
+inline void block_barrier(const char* file, int line) {
   Fiber* fiber = self();
-  ++fiber->barriers;
-  if (is_faulty(Fault::missing_barrier) ||
-      (is_faulty(Fault::divergent_barrier) && fiber->index % 2 == 1)) {
+  note(file, line);
+  if (is_faulty(Fault::missing_barrier, file, line) ||
+      (is_faulty(Fault::divergent_barrier, file, line) && fiber->index % 2 == 1)) {
     return;
   }
+  Barrier& barrier = fiber->block->barrier;
 #if defined(__SANITIZE_THREAD__)
-  __tsan_release(&fiber->block->barrier);
+  void* meeting_place = &barrier.meetings[generation_of(barrier) % 2];
+  __tsan_release(meeting_place);
 #endif
-  wait(fiber->block->barrier, "__syncthreads");
+  wait(barrier, "__syncthreads");
 #if defined(__SANITIZE_THREAD__)
-  __tsan_acquire(&fiber->block->barrier);
+  __tsan_acquire(meeting_place);
 #endif
 }
 
@@ -213,15 +247,14 @@ HOST_UNSEEN inline int read_count() {
   return static_cast<int>(self()->block->counted);
 }
 
-inline int block_count(bool predicate) {
+inline int block_count(bool predicate, const char* file, int line) {
   add_to_count(predicate);
-  block_barrier();
+  block_barrier(file, line);
   const int count = read_count();
-  block_barrier();
+  block_barrier(file, line);
   return count;
 }
 
-// What every thread of the warp brings, in the order of their lanes. It orders no memory.
 template <typename X>
 HOST_UNSEEN const unsigned char (*exchange(const X& x))[32] {
   static_assert(sizeof(X) <= 32);

@@ -25,12 +25,21 @@ from affkd_kernels.kernels.options import static_options
 from affkd_kernels.kernels.result import LossAndGrad, Needs
 from affkd_kernels.spec import LossSpec
 
+from .structures import (
+    FeatureView,
+    MaskView,
+    PairMaskView,
+    Params,
+    ScalarView,
+    Settings,
+    WeightView,
+)
+
 HERE = Path(__file__).resolve().parent
 CSRC = HERE.parent.parent / "csrc"
 COMPILER = shutil.which(os.environ.get("CXX", "g++"))
 PHASES = ("gram", "means", "statistics", "count", "rows", "center", "product")
 PRECISIONS = ("ieee", "tf32x3", "tf32")
-FAULTS = ("none", "missing_barrier", "divergent_barrier", "short_memory", "missing_wait")
 # what a GPU always has, and only where the sources ask for it
 FUSED = ["-mfma", "-ffp-contract=off"]
 _STORAGES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
@@ -44,55 +53,6 @@ def why_unusable() -> str | None:
     if COMPILER is None:
         return "there is no C++ compiler"
     return None if sys.platform == "linux" else "the fibers are those of Linux"
-
-
-def _structure(name: str, *fields: tuple[str, Any]) -> type[ctypes.Structure]:
-    return type(name, (ctypes.Structure,), {"_fields_": list(fields)})
-
-
-def _same(names: str, kind: Any) -> list[tuple[str, Any]]:
-    return [(name, kind) for name in names.split()]
-
-
-# these repeat csrc/settings.h and csrc/cuda/params.cuh, and `Library` compares their sizes
-Settings = _structure(
-    "Settings",
-    ("pair", _I64), ("unit", _BOOL), ("order", _I64), ("clamped", _BOOL),
-    *_same("normalization loss diagonal algorithm", _I64),
-    *_same("student_scale teacher_scale offset affinity_eps clamp_min statistic_eps", _F64),
-    *_same("student_tau teacher_tau beta log_eps", _F64),
-)  # fmt: skip
-FeatureView = _structure(
-    "FeatureView", ("data", _POINTER), *_same("storage dim matrix item feature", _I64)
-)
-MaskView = _structure("MaskView", ("data", _POINTER), *_same("matrix item", _I64))
-PairMaskView = _structure("PairMaskView", ("data", _POINTER), *_same("matrix query key", _I64))
-WeightView = _structure("WeightView", ("data", _POINTER), *_same("storage matrix item", _I64))
-ScalarView = _structure("ScalarView", ("data", _POINTER), ("storage", _I64))
-Workspace = _structure("Workspace", *_same(" ".join(f"p{i}" for i in range(15)), _POINTER))
-Panel = _structure("Panel", *_same("matrix_begin matrices row_begin rows", _I64))
-Task = _structure("Task", ("panel", Panel), *_same(" ".join(f"b{i}" for i in range(8)), _BOOL))
-Params = _structure(
-    "Params",
-    ("settings", Settings),
-    ("precision", _I64),
-    *_same("wide self has_diagonal", _BOOL),
-    *_same("diagonal_offset reduction", _I64),
-    ("weight", _F64),
-    *_same("matrices queries keys", _I64),
-    *_same("student teacher student_keys teacher_keys", FeatureView),
-    *_same("mask key_mask", MaskView),
-    ("pair_mask", PairMaskView),
-    ("row_weight", WeightView),
-    *_same("student_scale teacher_scale", ScalarView),
-    *_same("loss query_gradient key_gradient scale_gradient row_losses", _POINTER),
-    ("counts", _BOOL),
-    *_same("loss_scale taylor_factor", _F64),
-    *_same("item_blocks row_blocks state_slots", _I64),
-    ("largest", Panel),
-    ("work", Workspace),
-    ("task", Task),
-)
 
 
 def has_fused_multiply_add() -> bool:
@@ -121,6 +81,16 @@ def build(source: str = "driver.cpp", sanitizer: str = "") -> Path:
         subprocess.run(command, check=True)
         unfinished.replace(target)
     return target
+
+
+def barriers() -> list[str]:
+    """Every barrier in the bodies of the kernels, as FILE:LINE."""
+    return [
+        f"{path.name}:{number}"
+        for path in sorted(CSRC.glob("cuda/*.cuh"))
+        for number, line in enumerate(path.read_text().splitlines(), 1)
+        if "__syncthreads" in line
+    ]
 
 
 def stress(sanitizer: str, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -152,10 +122,6 @@ class Library:
         self.launches: list[str] = []
         self.most_slots = 4096
 
-    def set_fault(self, fault: str, at: int = 0) -> None:
-        """What is to go wrong in later calls: see host::Fault."""
-        self._library.set_fault(FAULTS.index(fault), ctypes.c_uint(at))
-
     def loss_and_grad(
         self,
         spec: LossSpec,
@@ -171,6 +137,8 @@ class Library:
         axis = "row" if inputs.student_keys is None else spec.axis
         if axis == "row":
             return self._call(spec, inputs, needs, precision, budget, 1.0, False)
+        if axis == "both" and budget == _NO_BUDGET:
+            return self._call(spec, inputs, needs, precision, budget, 0.5, False, columns=True)
         traded = Needs(needs.student_keys, needs.student, needs.student_scale)
         factor = 0.5 if axis == "both" else 1.0
         by_column = self._call(spec, inputs.exchanged(), traded, precision, budget, factor, True)
@@ -216,6 +184,7 @@ class Library:
         factor: float,
         exchanged: bool,
         rows: Tensor | None = None,
+        columns: bool = False,
     ) -> LossAndGrad:
         dtype = inputs.dtype
 
@@ -234,6 +203,7 @@ class Library:
             unwritten(scalar, needs.student_scale),
         )
         params = pack(spec, inputs, needs, precision, factor, exchanged)
+        params.columns = columns
         params.loss = result.loss.data_ptr()
         outputs = ("query_gradient", "key_gradient", "scale_gradient", "row_losses")
         for name, tensor in zip(outputs, (*result[1:], rows), strict=True):

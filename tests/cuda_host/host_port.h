@@ -20,11 +20,13 @@
 #define threadIdx (host::Index{host::self()->index})
 #define blockIdx (host::self()->block->index)
 
-inline void __syncthreads() {
-  host::block_barrier();
+// by default where they are called
+inline void __syncthreads(const char* file = __builtin_FILE(), int line = __builtin_LINE()) {
+  host::block_barrier(file, line);
 }
-inline int __syncthreads_count(int predicate) {
-  return host::block_count(predicate != 0);
+inline int __syncthreads_count(int predicate, const char* file = __builtin_FILE(),
+                               int line = __builtin_LINE()) {
+  return host::block_count(predicate != 0, file, line);
 }
 
 template <typename X>

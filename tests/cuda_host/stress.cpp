@@ -1,45 +1,25 @@
-// Runs the kernels through many calls, for a sanitizer to watch, and one of them with a fault.
+// Runs the kernels through many calls, for a sanitizer to watch, and through some with a fault.
 //
-//   stress every N        every Nth of all calls; all results have to be finite
-//   stress FAULT N        one call without and with a fault, at each thread's Nth barrier: 3 if the
-//                         results differ
-#include <cstdio>
-#include <cstdlib>
-#include <string>
-#include <vector>
+//   stress every N               every Nth of all calls; all results have to be finite
+//   stress FAULT [FILE:LINE]     a call without and with a fault, at a barrier: 3 if the results
+//                                differ
+//   stress reach                 a line "FILE:LINE case" for every barrier that a case meets
+//   stress missing FILE:LINE/CASE,CASE...   each of these cases with and then without this barrier,
+//                                until that is noticed: a line "FILE:LINE case status", which is
+//                                "whole" if it is noticed with the barrier, 0 if not even without
+#include <sys/wait.h>
+#include <unistd.h>
 
-#include "call.h"
+#include <cstdio>
+#include <sstream>
+#include <string>
+
+#include "stress_calls.h"
 
 namespace {
 
-using namespace affkd;
-using cuda::FeatureView;
-using cuda::Params;
-using cuda::Precision;
-using cuda::Storage;
+using namespace stress;
 
-constexpr int64_t kQueries = 37, kStudent = 20, kTeacher = 13;
-
-// Positive features: of a random angle, but with affinities that are no less than 0.
-std::vector<float> random_features(int64_t count, unsigned seed) {
-  std::vector<float> x(static_cast<size_t>(count));
-  for (float& number : x) {
-    seed = seed * 1664525u + 1013904223u;
-    number = static_cast<float>(seed >> 8) * 0x1p-24f;
-  }
-  return x;
-}
-
-struct Variant {
-  int64_t matrices;
-  int64_t keys;  // 0: a self-affinity
-  bool masked;
-  bool weighted;
-  int64_t budget;
-  Precision precision;
-};
-
-constexpr int64_t kNoBudget = INT64_MAX;
 constexpr Variant kVariants[] = {
     {1, 0, false, false, kNoBudget, Precision::ieee},
     {1, 0, true, true, kNoBudget, Precision::tf32x3},
@@ -48,87 +28,7 @@ constexpr Variant kVariants[] = {
     {2, 43, false, true, 1, Precision::tf32x3},
 };
 
-struct Result {
-  std::vector<float> numbers;  // loss and gradients
-  bool finite() const {
-    for (const float x : numbers) {
-      if (!std::isfinite(x)) {
-        return false;
-      }
-    }
-    return true;
-  }
-};
-
-FeatureView view_of(const std::vector<float>& x, int64_t items, int64_t dim) {
-  return {x.data(), Storage::float32, dim, items * dim, dim, 1};
-}
-
-Settings settings_of(PairFunction pair, Normalization normalization, Loss loss) {
-  Settings settings{};
-  settings.pair = pair;
-  settings.unit = pair == PairFunction::taylor || pair == PairFunction::gaussian;
-  settings.order = 2;
-  settings.normalization = normalization;
-  settings.loss = loss;
-  settings.student_scale = settings.teacher_scale = 0.4;
-  settings.offset = 0.1;
-  settings.affinity_eps = settings.statistic_eps = 1e-12;
-  settings.student_tau = settings.teacher_tau = 1;
-  settings.beta = 1;
-  settings.log_eps = 1e-7;
-  return settings;
-}
-
-Result run(const Settings& settings, const Variant& variant) {
-  const bool self = variant.keys == 0;
-  const int64_t n = variant.matrices, keys = self ? kQueries : variant.keys;
-  const auto student = random_features(n * kQueries * kStudent, 1);
-  const auto teacher = random_features(n * kQueries * kTeacher, 2);
-  const auto student_keys = random_features(n * keys * kStudent, 3);
-  const auto teacher_keys = random_features(n * keys * kTeacher, 4);
-  const auto weights = random_features(n * kQueries, 5);
-  std::vector<uint8_t> mask(static_cast<size_t>(n * keys + n * kQueries));
-  for (size_t i = 0; i < mask.size(); ++i) {
-    mask[i] = i % 5 != 3;
-  }
-  Result result;
-  result.numbers.resize(static_cast<size_t>(1 + n * (kQueries + keys) * kStudent));
-  float* out = result.numbers.data();
-
-  Params p{};
-  p.settings = settings;
-  p.precision = variant.precision;
-  p.self = p.has_diagonal = self;
-  p.reduction = Reduction::mean;
-  p.weight = 1;
-  p.matrices = n;
-  p.queries = kQueries;
-  p.keys = keys;
-  p.student = view_of(student, kQueries, kStudent);
-  p.teacher = view_of(teacher, kQueries, kTeacher);
-  p.student_keys = self ? p.student : view_of(student_keys, keys, kStudent);
-  p.teacher_keys = self ? p.teacher : view_of(teacher_keys, keys, kTeacher);
-  if (variant.masked) {
-    p.mask = {mask.data(), kQueries, 1};
-    p.key_mask = self ? p.mask : cuda::MaskView{mask.data(), keys, 1};
-  }
-  if (variant.weighted) {
-    p.row_weight = {weights.data(), Storage::float32, kQueries, 1};
-  }
-  p.loss = out;
-  p.query_gradient = out + 1;
-  p.key_gradient = self ? nullptr : out + 1 + n * kQueries * kStudent;
-  cuda::complete(p, variant.budget);
-  if (cuda::gram_has_states(p)) {
-    // fewer than tiles, so that a block has one after the other
-    p.state_slots = 2;
-  }
-  std::vector<unsigned char> workspace(static_cast<size_t>(cuda::lay_out(p, nullptr)) + 256, 0xff);
-  const uintptr_t base = (reinterpret_cast<uintptr_t>(workspace.data()) + 255) / 256 * 256;
-  host::call(p, reinterpret_cast<void*>(base), [](cuda::Phase) {});
-  return result;
-}
+constexpr int kDiffers = 3;
 
 int run_every(int step) {
   int call = 0, runs = 0;
@@ -150,7 +50,7 @@ int run_every(int step) {
           if (!run(settings, variant).finite()) {
             std::fprintf(stderr, "not finite: pair function %d, normalization %d, loss %d\n", pair,
                          kind, loss);
-            return 3;
+            return kDiffers;
           }
           ++runs;
         }
@@ -161,31 +61,98 @@ int run_every(int step) {
   return 0;
 }
 
-int run_with_fault(const std::string& name, unsigned at) {
+// FILE:LINE
+host::Site site_of(const std::string& text) {
+  const size_t colon = text.find(':');
+  return {text.substr(0, colon), std::atoi(text.c_str() + colon + 1)};
+}
+
+int run_with_fault(const std::string& name, const std::string& site) {
   const char* names[] = {"none",         "missing_barrier", "divergent_barrier",
                          "short_memory", "missing_wait",    "missing_boundary"};
-  const Settings settings =
-      settings_of(PairFunction::squared_distance, Normalization::row_l2, Loss::mse);
-  const Result right = run(settings, kVariants[0]);
+  const Result right = run_case(0);
   for (int kind = 0; kind < 6; ++kind) {
     if (name == names[kind]) {
       host::fault = static_cast<host::Fault>(kind);
-      host::fault_at = at;
-      return run(settings, kVariants[0]).numbers == right.numbers ? 0 : 3;
+      host::fault_site = site_of(site);
+      return run_case(0) == right ? 0 : kDiffers;
     }
   }
   std::fprintf(stderr, "unknown fault %s\n", name.c_str());
   return 2;
 }
 
+int tell_what_is_met() {
+  for (int number = 0; number < kCases; ++number) {
+    std::set<host::Site> met;
+    host::met = &met;
+    run_case(number);
+    for (const host::Site& site : met) {
+      std::printf("%s:%d %d\n", site.file.c_str(), site.line, number);
+    }
+  }
+  return 0;
+}
+
+// In a process of its own, which a sanitizer ends. This one must not have run anything before:
+// ThreadSanitizer stops watching where a process with more than one fiber forks.
+std::string status_without(const host::Site& site, int number) {
+  std::fflush(nullptr);
+  int ends[2];
+  if (pipe(ends) != 0) {
+    return "no pipe";
+  }
+  const pid_t child = fork();
+  if (child == 0) {
+    const Result right = run_case(number);
+    host::fault = host::Fault::missing_barrier;
+    host::fault_site = site;
+    _exit(write(ends[1], "", 1) == 1 && run_case(number) == right ? 0 : kDiffers);
+  }
+  close(ends[1]);
+  char mark;
+  const bool right = read(ends[0], &mark, 1) == 1;
+  close(ends[0]);
+  int status = 0;
+  waitpid(child, &status, 0);
+  return !right              ? "whole"
+         : WIFEXITED(status) ? std::to_string(WEXITSTATUS(status))
+                             : "signal " + std::to_string(WTERMSIG(status));
+}
+
+int run_without(int count, char** requests) {
+  for (int at = 0; at < count; ++at) {
+    const std::string request = requests[at];
+    const size_t slash = request.find('/');
+    const std::string site = request.substr(0, slash);
+    std::istringstream cases(request.substr(slash + 1));
+    int number = 0;
+    std::string status = "0";
+    while (status == "0" && cases >> number) {
+      status = status_without(site_of(site), number);
+      cases.ignore();
+    }
+    std::printf("%s %d %s\n", site.c_str(), number, status.c_str());
+  }
+  return 0;
+}
+
 }  // namespace
 
 int main(int count, char** arguments) {
-  if (count != 3) {
-    std::fprintf(stderr, "usage: stress every|FAULT N\n");
-    return 2;
+  const std::string command = count > 1 ? arguments[1] : "";
+  if (command == "reach") {
+    return tell_what_is_met();
   }
-  const int number = std::atoi(arguments[2]);
-  return arguments[1] == std::string("every") ? run_every(number)
-                                              : run_with_fault(arguments[1], number);
+  if (command == "missing") {
+    return run_without(count - 2, arguments + 2);
+  }
+  if (command == "every" && count == 3) {
+    return run_every(std::atoi(arguments[2]));
+  }
+  if (count == 2 || count == 3) {
+    return run_with_fault(command, count == 3 ? arguments[2] : "");
+  }
+  std::fprintf(stderr, "usage: stress every N|reach|missing SITE/CASES...|FAULT [SITE]\n");
+  return 2;
 }

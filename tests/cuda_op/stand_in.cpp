@@ -14,7 +14,7 @@
 #define OF_SETTINGS(X) X(pair) X(unit) X(order) X(clamped) X(normalization) X(loss) X(diagonal) \
   X(algorithm) X(student_scale) X(teacher_scale) X(offset) X(affinity_eps) X(clamp_min) \
   X(statistic_eps) X(student_tau) X(teacher_tau) X(beta) X(log_eps)
-#define OF_CALL(X) X(precision) X(wide) X(self) X(has_diagonal) X(diagonal_offset) X(reduction) \
+#define OF_CALL(X) X(precision) X(wide) X(self) X(has_diagonal) X(columns) X(diagonal_offset) X(reduction) \
   X(weight) X(matrices) X(queries) X(keys)
 #define OF_FEATURES(X) X(data) X(storage) X(dim) X(matrix) X(item) X(feature)
 #define OF_MASK(X) X(data) X(matrix) X(item)
