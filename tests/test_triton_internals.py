@@ -136,9 +136,11 @@ class Jitted:
 
 @pytest.fixture
 def jitted_kernels(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    from affkd_kernels.kernels.triton import centering, combine, finish, gradients, prepare, product
+    from affkd_kernels.kernels.triton import centering, combine, finish, gradients, grams, multiply
+    from affkd_kernels.kernels.triton import prepare, product, rows
 
-    for module in (centering, combine, finish, gradients, prepare, product, sweeps):
+    whole = (centering, combine, finish, gradients, grams, multiply, prepare, product, rows, sweeps)
+    for module in whole:
         for name in [name for name in vars(module) if name.endswith("_kernel")]:
             monkeypatch.setattr(module, name, Jitted(getattr(module, name)))
     Jitted.compiled = 0

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ...inputs import Inputs
-from . import centering, combine, finish, prepare, sweeps
+from . import centering, combine, finish, grams, prepare, sweeps
 from .configs import Config
 from .layout import (
     COLUMN_TERMS,
@@ -79,6 +79,7 @@ class Call:
             self.row_weight = self.row_weight.detach().to(plan.dtype).contiguous()
         self.numbers = torch.empty(len(plan.numbers), dtype=torch.float64, device=plan.form.device)
         scales = (inputs.student_scale, inputs.teacher_scale)
+        self.scaled = tuple(given is not None for given in scales)
         self.scales = tuple(
             self.numbers[i] if given is None else given.detach() for i, given in enumerate(scales)
         )
@@ -90,18 +91,16 @@ class Call:
         self.keys = self.queries
         if inputs.student_keys is not None and inputs.teacher_keys is not None:
             self.keys = self._items(inputs.student_keys, inputs.teacher_keys, inputs.key_mask)
-        self._prepare()
-        self.values: tuple[Tensor, Tensor] | None = None
+        if plan.prepared:
+            self._prepare()
+        self.held: tuple[Tensor, Tensor] | None = None
         if plan.dense:
-            self.values = (plan.empty(n, q, k), plan.empty(n, q, k))
+            self.held = (plan.empty(n, q, k), plan.empty(n, q, k))
         self.pairs = self._pairs()
+        self.states = self.poison = self.numbers
+        self.states_count = self.poison_count = 0
         if plan.dense:
-            shape = plan.tiles.shape
-            self.launch(
-                sweeps.values_kernel,
-                (n * blocks_of(q, shape.rows) * blocks_of(k, shape.columns),),
-                self.pairs, q, k, plan.offset, config=plan.tiles, SHAPE=shape,
-            )  # fmt: skip
+            self._hold_pairs()
 
     def launch(
         self,
@@ -158,7 +157,7 @@ class Call:
 
     def _sums(self, items: Items) -> Sums:
         plan = self.plan
-        if not self.how.copied:
+        if not self.plan.copied:
             return Sums(self.numbers, self.numbers, 1)
         parts = max(1, min(SUM_PARTS, items.size // SUM_ITEMS))
         student, teacher = (
@@ -178,7 +177,7 @@ class Call:
     def _prepared(self, items: Items, sums: Sums, other_sums: Sums) -> Items:
         """Fills the terms of the items; their features may come back as centered copies."""
         copies = (items.student, items.teacher)
-        if self.how.copied:
+        if self.plan.copied:
             copies = (self.plan.empty(*copies[0].shape), self.plan.empty(*copies[1].shape))
         self.launch(
             prepare.prepare_kernel, (self.plan.matrices * blocks_of(items.size, ITEMS), 2),
@@ -191,7 +190,7 @@ class Call:
 
     def _pairs(self) -> Pairs:
         queries, keys = self.queries, self.keys
-        student_values, teacher_values = self.values or (None, None)
+        student_held, teacher_held = self.held or (None, None)
         return Pairs(
             student=_side(queries.student, keys.student, self.scales[0]),
             teacher=_side(queries.teacher, keys.teacher, self.scales[1]),
@@ -204,9 +203,28 @@ class Call:
             key_terms=keys.terms,
             row_terms=self.row_terms,
             column_terms=self.or_dummy(self.column_terms),
-            student_values=self.or_dummy(student_values),
-            teacher_values=self.or_dummy(teacher_values),
+            student_held=self.or_dummy(student_held),
+            teacher_held=self.or_dummy(teacher_held),
         )
+
+    def _hold_pairs(self) -> None:
+        plan, shape = self.plan, self.plan.tiles.shape
+        row_blocks, column_blocks = (
+            blocks_of(plan.queries, shape.rows),
+            blocks_of(plan.keys, shape.columns),
+        )
+        self.states_count = row_blocks * column_blocks
+        if plan.stashed and self.how.whole:
+            self.states = plan.empty(plan.matrices, 2, self.states_count, 2)
+        if not plan.prepared:
+            self.poison_count = 2 * (row_blocks + (0 if plan.self_affinity else column_blocks))
+            self.poison = plan.empty(plan.matrices, self.poison_count)
+        self.launch(
+            grams.gram_kernel, (plan.matrices * self.states_count, 2), self.pairs, self.states,
+            self.poison, plan.queries, plan.keys, plan.offset, *plan.numbers, config=plan.tiles,
+            SHAPE=shape, PREPARED=plan.prepared, STASHED=plan.stashed,
+            STUDENT_SCALED=self.scaled[0], TEACHER_SCALED=self.scaled[1],
+        )  # fmt: skip
 
     def _row_sweep(self, kernel: Any, parts: int, **constants: Any) -> tuple[Tensor, int]:
         """The partial sums of a sweep over all rows, and into how many splits."""

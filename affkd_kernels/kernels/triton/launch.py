@@ -10,7 +10,7 @@ from torch import Tensor
 from ...inputs import Inputs
 from ...spec import LossSpec
 from ..result import LossAndGrad, Needs
-from . import panels
+from . import panels, stash
 from .call import Call
 from .plan import Form, make_plan, of_one_width, on_device
 
@@ -36,8 +36,11 @@ def row_losses(spec: LossSpec, inputs: Inputs, algorithm: str) -> Tensor:
     with on_device(inputs.student.device):
         form = Form.of(spec, inputs, Needs(student=False), algorithm, 1.0)
         call = Call(make_plan(form), inputs)
-        call.statistics()
-        rows, _ = call.losses()
+        if call.plan.stashed:
+            rows = stash.row_losses(call)
+        else:
+            call.statistics()
+            rows, _ = call.losses()
         call.finished()
         return rows
 
@@ -46,13 +49,19 @@ def _one_direction(
     spec: LossSpec, inputs: Inputs, needs: Needs, algorithm: str, factor: float
 ) -> LossAndGrad:
     call = Call(make_plan(Form.of(spec, inputs, needs, algorithm, factor)), inputs)
-    if any(needs):
-        result = panels.loss_and_grad(call, needs)
-    else:
-        call.statistics()
-        result = LossAndGrad(call.losses()[1][0])
+    result = compute(call, needs)
     call.finished()
     return result
+
+
+def compute(call: Call, needs: Needs) -> LossAndGrad:
+    """All launches of a call from its pairs on."""
+    if call.plan.stashed:
+        return stash.loss_and_grad(call, needs)
+    if any(needs):
+        return panels.loss_and_grad(call, needs)
+    call.statistics()
+    return LossAndGrad(call.losses()[1][0])
 
 
 def _other_direction(

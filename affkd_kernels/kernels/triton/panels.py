@@ -1,7 +1,7 @@
 """The backward of a call: V in panels that fit a workspace, and their products with the features.
 
-`dense` has room for all of V, over the values of the student, which it replaces; `tiled` goes over
-whole matrices while some fit, else over rows of one.
+`dense` has room for all of V, over the held pairs of the student, which it replaces; `tiled` goes
+over whole matrices while some fit, else over rows of one.
 """
 
 from __future__ import annotations
@@ -101,8 +101,8 @@ class Backward:
         if self.looped:
             rows = plan.matrices * plan.queries
             self.partials = plan.empty(rows, self.splits, int(LOSS_PARTS))
-        if call.values is not None:
-            self.slopes = call.values[0]
+        if call.held is not None:
+            self.slopes = call.held[0]
         else:
             self.slopes = plan.empty(largest.matrices, largest.row_count, plan.keys)
         self.student = self.keys = None
