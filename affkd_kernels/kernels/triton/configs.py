@@ -152,7 +152,7 @@ def rows_config(capability: int, rows: int) -> Config:
         return _INTERPRETER
     if rows <= FEW_ROWS:
         return Config(Shape(2, 256, 16, "ieee", False), 4, 1)
-    return Config(Shape(8, 128, 16, "ieee", False), 4, 1)
+    return Config(Shape(4, 128, 16, "ieee", False), 4, 1)
 
 
 def multiply_config(capability: int, dtype: torch.dtype, precision: str) -> Config:
@@ -163,7 +163,7 @@ def multiply_config(capability: int, dtype: torch.dtype, precision: str) -> Conf
         return Config(Shape(32, 32, 16, "ieee", True), 4, 2)
     if dtype == torch.float16 and torch.version.hip is None:
         precision = "tf32x3"
-    return Config(Shape(32, 32, 32, precision, True), 4, 2)
+    return Config(Shape(32, 32, 32, precision, True), 8, 2)
 
 
 def small_options(capability: int, dtype: torch.dtype) -> dict[str, int]:

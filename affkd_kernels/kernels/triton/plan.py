@@ -1,8 +1,8 @@
 """What does not change between calls of the same form, and the way to launch a kernel.
 
-A plan belongs to the metadata of a call: spec, shapes, strides, dtypes, devices. It remembers the
-compiled kernels in the order of their launches, so that a later call of the same form passes by
-Triton's own, slower look-up.
+A plan belongs to the metadata of a call: spec, shapes, strides, dtypes, devices. It remembers what
+a call allocated and launched, so that a later call of the same form passes by Triton's own, slower
+look-up and by most of this package's.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from ...spec import LossSpec
 from ..result import Needs
 from . import configs
 from .choices import Choices, make_choices, make_numbers
+from .replay import Replay
 
 _HALF = (torch.float16, torch.bfloat16)
 
@@ -52,7 +53,7 @@ class Form(NamedTuple):
     """The key of a plan."""
 
     spec: LossSpec
-    needs: Needs
+    needs: Needs | None  # None where row losses are wanted
     algorithm: str
     factor: float  # multiplies the loss's weight
     precision: str
@@ -61,7 +62,9 @@ class Form(NamedTuple):
     tensors: tuple[Metadata | None, ...]
 
     @staticmethod
-    def of(spec: LossSpec, inputs: Inputs, needs: Needs, algorithm: str, factor: float) -> Form:
+    def of(
+        spec: LossSpec, inputs: Inputs, needs: Needs | None, algorithm: str, factor: float
+    ) -> Form:
         tensors = tuple(map(Metadata.of, inputs))
         precision, device = configs.dot_precision(), inputs.student.device
         capability, _ = configs.architecture(device)
@@ -116,8 +119,10 @@ class Plan:
         elif self.dense:
             self.sweep = configs.held_config(form.capability)
         self.small_options = configs.small_options(form.capability, self.dtype)
-        # of every launch of a call, in order; empty before the first call has come to its end
-        self.compiled: tuple[Any, ...] = ()
+        # how to do it again, once a first call has come to its end; and whether the kernels then
+        # read the inputs as they are given, or copies
+        self.replay: Replay | None = None
+        self.reads_as_given = False
 
     def _choices(self) -> Choices:
         known = self.metadata
@@ -173,9 +178,6 @@ class Plan:
 
     def splits(self, blocks: int, tiles: int) -> tuple[int, int]:
         return configs.splits_of(blocks, tiles, self.multiprocessors)
-
-    def empty(self, *shape: int) -> Tensor:
-        return torch.empty(shape, dtype=self.dtype, device=self.form.device)
 
 
 make_plan = functools.lru_cache(maxsize=512)(Plan)

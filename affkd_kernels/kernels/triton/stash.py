@@ -35,15 +35,13 @@ class Stash:
         student, self.first = call.held
         self.second = student
         if self.slopes and plan.how.matrix_correction and plan.how.unit:
-            self.second = torch.empty_like(student)
+            self.second = call.empty(*student.shape)
         self.of_matrix = blocks_of(plan.queries, plan.sweep.shape.rows)
-        self.partials = torch.empty(
-            plan.matrices * self.of_matrix,
-            int(STASH_PARTS),
-            dtype=torch.float64,
-            device=plan.form.device,
+        self.partials = call.empty(
+            plan.matrices * self.of_matrix, int(STASH_PARTS), dtype=torch.float64
         )
-        self.loss, self.scale = plan.empty(1), plan.empty(1)
+        self.loss = call.empty()
+        self.scale = call.empty() if needs.student_scale else self.loss
 
     def sweep_rows(self, row_losses: Tensor | None) -> None:
         plan, call = self.plan, self.call
@@ -60,7 +58,7 @@ class Stash:
         plan, call = self.plan, self.call
         config = plan.key_product if transposed else plan.product
         outer, inner = (call.keys, call.queries) if transposed else (call.queries, call.keys)
-        gradient = plan.empty(*outer.student.shape)
+        gradient = call.empty(*outer.student.shape)
         shape = config.shape
         blocks = plan.matrices * blocks_of(outer.size, shape.rows)
         call.launch(
@@ -97,15 +95,15 @@ def loss_and_grad(call: Call, needs: Needs) -> LossAndGrad:
             unfinished = False
         elif wanted:
             items = (call.queries, call.keys)[which]
-            gradients[which] = call.plan.empty(*items.student.shape)
+            gradients[which] = call.empty(*items.student.shape)
     if unfinished:
         stash.finish()
-    scale = stash.scale[0] if needs.student_scale else None
-    return LossAndGrad(stash.loss[0], *gradients, scale)
+    scale = stash.scale if needs.student_scale else None
+    return LossAndGrad(stash.loss, *gradients, scale)
 
 
 def row_losses(call: Call) -> Tensor:
     """The weighted row losses [N, Q]."""
-    result = call.plan.empty(call.plan.matrices, call.plan.queries)
+    result = call.empty(call.plan.matrices, call.plan.queries)
     Stash(call, Needs(student=False)).sweep_rows(result)
     return result
