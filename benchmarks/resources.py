@@ -102,7 +102,7 @@ def all_compilations() -> Iterator[Compilation]:
                 for method in (*_SELF, *_CROSS):
                     keys = 1024 if method in _CROSS else 0
                     yield Compilation(method, dtype, precision, algorithm, EVERYDAY, keys)
-                yield Compilation("pkt", dtype, precision, algorithm, (2047, 511))
+                yield Compilation("pkt", dtype, precision, algorithm, (127, 511))
         for method in _WIDEST:
             yield Compilation(method, "float32", "tf32x3", algorithm)
             if algorithm == "dense":

@@ -40,6 +40,7 @@ from affkd_kernels.kernels.triton import (  # noqa: E402
     launch,
     multiply,
     plan,
+    replay,
     rows,
     stages,
     sweeps,
@@ -156,6 +157,14 @@ class Jitted:
         return Compiled(self.kernel, 0 if "maxnreg" in choices else 8, args)
 
 
+_empty = torch.empty
+
+
+def poisoned_bytes(*args: Any, **options: Any) -> Tensor:
+    x = _empty(*args, **options)
+    return x.fill_(0xFF) if x.dtype == torch.uint8 else x
+
+
 @pytest.fixture
 def jitted_kernels(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     from affkd_kernels.kernels.triton import centering, combine, finish, gradients, prepare, product
@@ -167,6 +176,8 @@ def jitted_kernels(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     device = types.SimpleNamespace(
         get_current_device=lambda: 0, get_current_stream=lambda device: "stream"
     )
+    # a workspace of bytes, all of which a kernel has to write before it reads them
+    monkeypatch.setattr(replay.torch, "empty", poisoned_bytes)
     monkeypatch.setattr("triton.runtime.driver", types.SimpleNamespace(active=device))
     Jitted.compiled = 0
     Compiled.launches = []

@@ -21,11 +21,9 @@ PANEL_BYTES = 64 << 20
 # programs per multiprocessor that keep a GPU busy
 PROGRAMS = 2
 # a stash: rows of a matrix up to which a batch is an everyday one, where launches decide
-STASH_QUERIES = 2048
+STASH_QUERIES = 1024
 # and how many parts the last kernel, and every program that needs a statistic, may have to add up
-STASH_PARTS, STASH_TILES = 8192, 4096
-# rows of all matrices together up to which a program takes two, so that there are programs enough
-FEW_ROWS = 1024
+STASH_PARTS, STASH_TILES = 16384, 8192
 # architectures with 228 KiB of shared memory and warp-group products, where a tile may be larger
 _LARGE = (90, 100)
 # registers that a thread may have where a kernel spills under the limit that it has at first
@@ -146,13 +144,12 @@ def stash_config(
     return Config(Shape(32, 32, 32, precision, mixed), 4, 3)
 
 
-def rows_config(capability: int, rows: int) -> Config:
-    """Of the kernel that takes whole rows of a stash."""
+def rows_config(capability: int, keys: int) -> Config:
+    """Of the kernel that takes whole rows of a stash, few at a time: there are programs enough."""
     if capability == 0:
         return _INTERPRETER
-    if rows <= FEW_ROWS:
-        return Config(Shape(2, 256, 16, "ieee", False), 4, 1)
-    return Config(Shape(4, 128, 16, "ieee", False), 4, 1)
+    shape = Shape(4, 128, 16, "ieee", False) if keys <= 128 else Shape(2, 256, 16, "ieee", False)
+    return Config(shape, 4, 1)
 
 
 def multiply_config(capability: int, dtype: torch.dtype, precision: str) -> Config:

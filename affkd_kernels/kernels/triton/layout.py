@@ -58,7 +58,7 @@ STATISTIC_PARTS = tl.constexpr(8)  # student, student, teacher, teacher, product
 LOSS_PARTS = tl.constexpr(4)  # loss, correction, pairs, scale gradient
 MEAN_PARTS = tl.constexpr(4)  # student, teacher, squares of both
 
-# sums over the rows of a program, [programs, terms], float64
+# sums over the rows of a program, [terms, programs], float64
 STASH_PARTS = tl.constexpr(8)
 STASH_LOSS = tl.constexpr(0)
 STASH_CORRECTION = tl.constexpr(1)

@@ -19,7 +19,6 @@ from .layout import (
     STASH_CORRECTION,
     STASH_LOSS,
     STASH_PAIRS,
-    STASH_PARTS,
     STASH_ROWS,
     STASH_SCALE,
     WEIGHT,
@@ -29,12 +28,12 @@ from .tiles import program_of, valid_items
 
 
 @triton.jit
-def sum_of_parts(partials, first, count, PART: tl.constexpr, LANES: tl.constexpr):
-    """Over some programs of `rows_kernel`, always in the same order."""
+def sum_of_parts(partials, programs, first, count, PART: tl.constexpr, LANES: tl.constexpr):
+    """Over some of the programs of `rows_kernel`, always in the same order."""
     total = tl.zeros((LANES,), tl.float64)
     for start in range(0, count, LANES):
         at = start + tl.arange(0, LANES)
-        term = partials + (first + at) * STASH_PARTS + PART
+        term = partials + PART * programs + first + at
         total += tl.load(term, mask=at < count, other=0.0)
     return tl.sum(total, 0)
 
@@ -48,9 +47,9 @@ def gradient_scale(
     rows_with = tl.full((), 0.0, tl.float64)
     pairs_with = rows_with
     if HOW.counted and REDUCTION == "batchmean":
-        rows_with = sum_of_parts(partials, 0, programs, STASH_ROWS, LANES)
+        rows_with = sum_of_parts(partials, programs, 0, programs, STASH_ROWS, LANES)
     if HOW.counted and REDUCTION == "mean":
-        pairs_with = sum_of_parts(partials, 0, programs, STASH_PAIRS, LANES)
+        pairs_with = sum_of_parts(partials, programs, 0, programs, STASH_PAIRS, LANES)
     count = divisor(matrices * queries, keys, matrices, rows_with, pairs_with, HOW, REDUCTION)
     return tl.load(pairs.numbers + WEIGHT), count
 
@@ -65,17 +64,19 @@ def finish_call(
         weight, count = gradient_scale(
             pairs, partials, matrices, queries, keys, programs, HOW, REDUCTION, LANES
         )
-        total = sum_of_parts(partials, 0, programs, STASH_LOSS, LANES)
+        total = sum_of_parts(partials, programs, 0, programs, STASH_LOSS, LANES)
         tl.store(loss, (total / count).to(HOW.number))
         if SCALE:
             gradient = tl.full((), 0.0, tl.float64)
             of_matrix = programs // matrices
             for matrix in range(0, matrices):
                 first = matrix * of_matrix
-                gradient += sum_of_parts(partials, first, of_matrix, STASH_SCALE, LANES)
+                gradient += sum_of_parts(partials, programs, first, of_matrix, STASH_SCALE, LANES)
                 if HOW.matrix_correction:
-                    c = sum_of_parts(partials, first, of_matrix, STASH_CORRECTION, LANES)
-                    other = sum_of_parts(partials, first, of_matrix, STASH_SCALE + 1, LANES)
+                    c = sum_of_parts(partials, programs, first, of_matrix, STASH_CORRECTION, LANES)
+                    other = sum_of_parts(
+                        partials, programs, first, of_matrix, STASH_SCALE + 1, LANES
+                    )
                     gradient -= c * other
             tl.store(scale_gradient, (gradient * weight / count).to(HOW.number))
 
@@ -182,7 +183,7 @@ def multiply_kernel(
     programs = of_matrix * matrices
     correction = tl.full((), 0.0, HOW.number)
     if HOW.matrix_correction:
-        c = sum_of_parts(partials, matrix * of_matrix, of_matrix, STASH_CORRECTION, LANES)
+        c = sum_of_parts(partials, programs, matrix * of_matrix, of_matrix, STASH_CORRECTION, LANES)
         correction = c.to(HOW.number)
     acc = tl.zeros((rows_block, block), HOW.number)
     sums = tl.zeros((rows_block,), HOW.number)

@@ -115,7 +115,7 @@ class Plan:
         # of the sweeps, which in the dense form only read what others computed
         self.sweep = self.tiles
         if self.stashed:
-            self.sweep = configs.rows_config(form.capability, self.matrices * self.queries)
+            self.sweep = configs.rows_config(form.capability, self.keys)
         elif self.dense:
             self.sweep = configs.held_config(form.capability)
         self.small_options = configs.small_options(form.capability, self.dtype)
@@ -135,11 +135,11 @@ class Plan:
         """Whether three kernels do: an everyday batch, whose pairs are held and not centered."""
         if not self.dense or self.how.centered or self.queries > configs.STASH_QUERIES:
             return False
-        shape = configs.rows_config(self.form.capability, self.matrices * self.queries).shape
+        shape = configs.rows_config(self.form.capability, self.keys).shape
         if self.matrices * blocks_of(self.queries, shape.rows) > configs.STASH_PARTS:
             return False
-        tiles = blocks_of(self.queries, 32) * blocks_of(self.keys, 16)
-        return not self.how.whole or tiles <= 2 * configs.STASH_TILES
+        tiles = blocks_of(self.queries, 32) * blocks_of(self.keys, 32)
+        return not self.how.whole or tiles <= configs.STASH_TILES
 
     def _configs(self) -> tuple[configs.Config, ...]:
         known, precision, capability = self.metadata, self.form.precision, self.form.capability

@@ -25,7 +25,6 @@ from .layout import (
     STASH_CORRECTION,
     STASH_LOSS,
     STASH_PAIRS,
-    STASH_PARTS,
     STASH_ROWS,
     STASH_SCALE,
     STUDENT_INVERSE_TAU,
@@ -226,8 +225,7 @@ def poison_of_matrix(pairs, poison, matrix, queries, keys, count, HOW: tl.conste
 
 @triton.jit
 def store_part(partials, PART: tl.constexpr, x):
-    at = partials + tl.program_id(0).to(tl.int64) * STASH_PARTS + PART
-    tl.store(at, tl.sum(x.to(tl.float64), 0))
+    tl.store(partials + PART * tl.num_programs(0) + tl.program_id(0), tl.sum(x.to(tl.float64), 0))
 
 
 @triton.jit(do_not_specialize=[*SIZES, "states_count", "poison_count"])
@@ -237,7 +235,7 @@ def rows_kernel(
     HOW: tl.constexpr, SHAPE: tl.constexpr, PREPARED: tl.constexpr, SLOPES: tl.constexpr,
     SCALE: tl.constexpr, ROW_LOSSES: tl.constexpr, LANES: tl.constexpr,
 ):  # fmt: skip
-    """From held pairs to partial sums [programs, STASH_PARTS], and (`SLOPES`) W, or W1 and W2.
+    """From held pairs to partial sums [STASH_PARTS, programs], and (`SLOPES`) W, or W1 and W2.
 
     Args:
         states: [N, 2, states_count, 2] and

@@ -38,7 +38,7 @@ class Stash:
             self.second = call.empty(*student.shape)
         self.of_matrix = blocks_of(plan.queries, plan.sweep.shape.rows)
         self.partials = call.empty(
-            plan.matrices * self.of_matrix, int(STASH_PARTS), dtype=torch.float64
+            int(STASH_PARTS), plan.matrices * self.of_matrix, dtype=torch.float64
         )
         self.loss = call.empty()
         self.scale = call.empty() if needs.student_scale else self.loss
