@@ -8,6 +8,8 @@ With V = W + W' of a self-affinity, or W, the gradient of an item is
 
 # mypy: disallow-untyped-defs=False, disallow-incomplete-defs=False
 
+from typing import Any, NamedTuple
+
 import triton
 import triton.language as tl
 
@@ -112,12 +114,20 @@ def slope_tile(held, outer, inner, keys, inside, HOW: tl.constexpr, TRANSPOSED: 
     return w
 
 
+class Items(NamedTuple):
+    """Inside a kernel: queries or keys of a matrix."""
+
+    features: Any
+    stride: Any
+    mask: Any
+    terms: Any
+    count: Any
+
+
 @triton.jit
-def load_items(
-    items, stride, at, valid, features, inside, HOW: tl.constexpr, WIDE: tl.constexpr
-):  # fmt: skip
+def load_items(items, at, valid, features, inside, HOW: tl.constexpr, WIDE: tl.constexpr):
     """Features [items, features]; of an item that takes part in nothing, only what is finite."""
-    x = items + at.to(tl.int64)[:, None] * stride + features[None, :]
+    x = items.features + at.to(tl.int64)[:, None] * items.stride + features[None, :]
     x = tl.load(x, mask=valid[:, None] & inside[None, :], other=0.0)
     if HOW.counted:
         x = stages.zero_unless_finite(x.to(HOW.number)).to(x.dtype)
@@ -125,6 +135,66 @@ def load_items(
         return x.to(HOW.number)
     else:
         return x
+
+
+@triton.jit
+def items_of(pairs, matrix, queries, keys, KEYS: tl.constexpr):
+    """The student's keys of a matrix, or its queries."""
+    side = pairs.student
+    if KEYS:
+        x = side.keys + matrix * side.key_matrix
+        return Items(x, side.key_stride, pairs.key_mask, pairs.key_terms, keys)
+    else:
+        x = side.queries + matrix * side.query_matrix
+        return Items(x, side.query_stride, pairs.query_mask, pairs.query_terms, queries)
+
+
+@triton.jit
+def inverse_lengths(items, matrix, at, valid):
+    at = items.terms + (matrix * items.count + at) * ITEM_TERMS + LENGTH
+    return tl.load(at, mask=valid, other=0.0)
+
+
+@triton.jit
+def multiply(
+    pairs, first, second, correction, inner_items, matrix, outer, exists, features, inside, origin,
+    queries, keys,
+    HOW: tl.constexpr, SHAPE: tl.constexpr, TRANSPOSED: tl.constexpr, MOVED: tl.constexpr,
+    SPLIT: tl.constexpr,
+):  # fmt: skip
+    """sum_j V_ij x_j (of directions: u_j), and sum_j V_ij (of directions: V_ij cos_ij)."""
+    rows_block: tl.constexpr = SHAPE.rows
+    block: tl.constexpr = SHAPE.columns
+    inner_block: tl.constexpr = SHAPE.inner
+    masked: tl.constexpr = HOW.query_mask if TRANSPOSED else HOW.key_mask
+    first += matrix * queries * keys
+    second += matrix * queries * keys
+    held = pairs.student_held + matrix * queries * keys
+    count = inner_items.count
+    acc = tl.zeros((rows_block, block), HOW.number)
+    sums = tl.zeros((rows_block,), HOW.number)
+    for start in range(0, count, inner_block):
+        inner = start + tl.arange(0, inner_block)
+        here = exists[:, None] & (inner < count)[None, :]
+        v = slope_tile(first, outer, inner, keys, here, HOW, TRANSPOSED)
+        if HOW.matrix_correction:
+            v -= correction * slope_tile(second, outer, inner, keys, here, HOW, TRANSPOSED)
+        valid = valid_items(inner_items.mask, matrix, inner, count, masked)
+        x = load_items(inner_items, inner, valid, features, inside, HOW, MOVED)
+        if HOW.unit:
+            cosine = stages.cosine_of(
+                held_tile(held, outer, inner, keys, here, HOW, TRANSPOSED), HOW
+            )
+            if HOW.counted:
+                cosine = tl.where(v == 0, 0.0, cosine)
+            sums += tl.sum(v * cosine, 1)
+            v = v * inverse_lengths(inner_items, matrix, inner, valid)[None, :]
+        elif HOW.distance:
+            sums += tl.sum(v, 1)
+        if MOVED:
+            x = tl.where(valid[:, None], x - origin[None, :], 0.0)
+        acc = slope_times_features(v, x, acc, SHAPE, SPLIT, HOW)
+    return acc, sums
 
 
 @triton.jit(do_not_specialize=["matrices", "queries", "keys", "of_matrix"])
@@ -139,95 +209,52 @@ def multiply_kernel(
     `MOVED`: features less the mean of the program's own items; `FINISHES`: the first program also
     does what `finish_call` does. Programs of `rows_kernel` are `of_matrix` a matrix.
     """
-    rows_block: tl.constexpr = SHAPE.rows
-    block: tl.constexpr = SHAPE.columns
-    inner_block: tl.constexpr = SHAPE.inner
-    side = pairs.student
-    dim = side.dim
-    if TRANSPOSED:
-        outer_count, inner_count = keys, queries
-        outer_x, outer_stride = side.keys, side.key_stride
-        inner_x, inner_stride = side.queries, side.query_stride
-        outer_matrix, inner_matrix = side.key_matrix, side.query_matrix
-        outer_mask, inner_mask = pairs.key_mask, pairs.query_mask
-        outer_terms, inner_terms = pairs.key_terms, pairs.query_terms
-        outer_masked: tl.constexpr = HOW.key_mask
-        inner_masked: tl.constexpr = HOW.query_mask
-    else:
-        outer_count, inner_count = queries, keys
-        outer_x, outer_stride = side.queries, side.query_stride
-        inner_x, inner_stride = side.keys, side.key_stride
-        outer_matrix, inner_matrix = side.query_matrix, side.key_matrix
-        outer_mask, inner_mask = pairs.query_mask, pairs.key_mask
-        outer_terms, inner_terms = pairs.query_terms, pairs.key_terms
-        outer_masked: tl.constexpr = HOW.query_mask
-        inner_masked: tl.constexpr = HOW.key_mask
-    blocks = tl.cdiv(outer_count, rows_block)
-    program, chunk = program_of(tl.cdiv(dim, block))
+    dim = pairs.student.dim
+    masked: tl.constexpr = HOW.key_mask if TRANSPOSED else HOW.query_mask
+    count = keys if TRANSPOSED else queries
+    program, chunk = program_of(tl.cdiv(dim, SHAPE.columns))
+    blocks = tl.cdiv(count, SHAPE.rows)
     matrix = (program // blocks).to(tl.int64)
-    outer = program % blocks * rows_block + tl.arange(0, rows_block)
-    features = chunk * block + tl.arange(0, block)
-    exists = outer < outer_count
+    outer = program % blocks * SHAPE.rows + tl.arange(0, SHAPE.rows)
+    features = chunk * SHAPE.columns + tl.arange(0, SHAPE.columns)
+    exists = outer < count
     inside = features < dim
-    outer_x += matrix * outer_matrix
-    inner_x += matrix * inner_matrix
-    first += matrix * queries * keys
-    second += matrix * queries * keys
-    held = pairs.student_held + matrix * queries * keys
-    outer_valid = exists & valid_items(outer_mask, matrix, outer, outer_count, outer_masked)
-    own = load_items(outer_x, outer_stride, outer, outer_valid, features, inside, HOW, True)
-    origin = tl.zeros((block,), HOW.number)
+    items = items_of(pairs, matrix, queries, keys, TRANSPOSED)
+    valid = exists & valid_items(items.mask, matrix, outer, count, masked)
+    own = load_items(items, outer, valid, features, inside, HOW, True)
+    origin = tl.zeros_like(features).to(HOW.number)
     if MOVED:
-        valid_count = tl.sum(outer_valid.to(HOW.number), 0)
+        valid_count = tl.sum(valid.to(HOW.number), 0)
         origin = tl.sum(own, 0) / tl.where(valid_count > 0, valid_count, 1.0)
     programs = of_matrix * matrices
     correction = tl.full((), 0.0, HOW.number)
     if HOW.matrix_correction:
         c = sum_of_parts(partials, programs, matrix * of_matrix, of_matrix, STASH_CORRECTION, LANES)
         correction = c.to(HOW.number)
-    acc = tl.zeros((rows_block, block), HOW.number)
-    sums = tl.zeros((rows_block,), HOW.number)
-    for start in range(0, inner_count, inner_block):
-        inner = start + tl.arange(0, inner_block)
-        here = exists[:, None] & (inner < inner_count)[None, :]
-        v = slope_tile(first, outer, inner, keys, here, HOW, TRANSPOSED)
-        if HOW.matrix_correction:
-            v -= correction * slope_tile(second, outer, inner, keys, here, HOW, TRANSPOSED)
-        valid = valid_items(inner_mask, matrix, inner, inner_count, inner_masked)
-        x = load_items(inner_x, inner_stride, inner, valid, features, inside, HOW, MOVED)
-        if HOW.unit:
-            argument = held_tile(held, outer, inner, keys, here, HOW, TRANSPOSED)
-            cosine = stages.cosine_of(argument, HOW)
-            if HOW.counted:
-                cosine = tl.where(v == 0, 0.0, cosine)
-            sums += tl.sum(v * cosine, 1)
-            at = inner_terms + (matrix * inner_count + inner) * ITEM_TERMS + LENGTH
-            v = v * tl.load(at, mask=valid, other=0.0)[None, :]
-        elif HOW.distance:
-            sums += tl.sum(v, 1)
-        if MOVED:
-            x = tl.where(valid[:, None], x - origin[None, :], 0.0)
-        acc = slope_times_features(v, x, acc, SHAPE, SPLIT, HOW)
+    acc, sums = multiply(
+        pairs, first, second, correction, items_of(pairs, matrix, queries, keys, not TRANSPOSED),
+        matrix, outer, exists, features, inside, origin, queries, keys,
+        HOW, SHAPE, TRANSPOSED, MOVED, SPLIT,
+    )  # fmt: skip
     if HOW.unit:
-        at = outer_terms + (matrix * outer_count + outer) * ITEM_TERMS + LENGTH
-        inverse = tl.load(at, mask=outer_valid, other=0.0)[:, None]
+        inverse = inverse_lengths(items, matrix, outer, valid)[:, None]
         acc = inverse * (acc - sums[:, None] * (inverse * own))
         # of a single feature the direction is a constant
         acc = tl.where(dim > 1, acc, 0.0)
     elif HOW.distance:
         acc -= sums[:, None] * (own - origin[None, :])
-    weight, count = gradient_scale(
+    weight, divided_by = gradient_scale(
         pairs, partials, matrices, queries, keys, programs, HOW, REDUCTION, LANES
     )
-    factor = (weight / count).to(HOW.number)
+    factor = (weight / divided_by).to(HOW.number)
     if HOW.distance:
         factor = -2.0 * factor
     if HOW.self_affinity and HOW.alike:
         factor = 2.0 * factor
     if HOW.pair == "linear":
-        factor = factor * tl.load(side.scale).to(HOW.number)
-    to = out + (matrix * outer_count + outer)[:, None] * dim + features[None, :]
-    acc = tl.where(outer_valid[:, None], acc * factor, 0.0)
+        factor = factor * tl.load(pairs.student.scale).to(HOW.number)
+    to = out + (matrix * count + outer)[:, None] * dim + features[None, :]
+    acc = tl.where(valid[:, None], acc * factor, 0.0)
     tl.store(to, acc, mask=exists[:, None] & inside[None, :])
     if FINISHES:
         finish_call(

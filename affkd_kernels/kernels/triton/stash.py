@@ -99,7 +99,7 @@ def loss_and_grad(call: Call, needs: Needs) -> LossAndGrad:
     if unfinished:
         stash.finish()
     scale = stash.scale if needs.student_scale else None
-    return LossAndGrad(stash.loss, *gradients, scale)
+    return LossAndGrad(stash.loss, gradients[0], gradients[1], scale)
 
 
 def row_losses(call: Call) -> Tensor:
