@@ -117,6 +117,17 @@ class Choices:
         return self.closed_correction or not self.has_correction
 
     @property
+    def matrix_correction(self) -> bool:
+        """c is one of a whole matrix."""
+        return self.whole and self.has_correction
+
+    @property
+    def row_correction(self) -> bool:
+        """c is one of each row, and not the -1 of a softmax."""
+        known = self.softmax and self.known_correction
+        return self.has_correction and not self.whole and not known
+
+    @property
     def flat_diagonal(self) -> bool:
         return self.has_diagonal and (self.distance or self.diagonal == "zero")
 

@@ -20,6 +20,10 @@ INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 PANEL_BYTES = 64 << 20
 # programs per multiprocessor that keep a GPU busy
 PROGRAMS = 2
+# a stash: rows of a matrix up to which a batch is an everyday one, where launches decide
+STASH_QUERIES = 1024
+# and how many parts the last kernel, and every program that needs a statistic, may have to add up
+STASH_PARTS, STASH_TILES = 16384, 8192
 # architectures with 228 KiB of shared memory and warp-group products, where a tile may be larger
 _LARGE = (90, 100)
 # registers that a thread may have where a kernel spills under the limit that it has at first
@@ -125,6 +129,38 @@ def product_config(capability: int, dtype: torch.dtype, precision: str) -> Confi
     # operands of warp-wide float32 products lie in registers, each in parts
     inner = 32 if capability in _LARGE else 16
     return Config(Shape(64, 64, inner, precision, True), 8, 3)
+
+
+def stash_config(
+    capability: int, dtype: torch.dtype, precision: str, mixed: bool, aligned: bool
+) -> Config:
+    """Of the kernel that fills a stash, for which small tiles make programs enough."""
+    if capability == 0:
+        return _INTERPRETER
+    if dtype != torch.float32:
+        precision = "ieee"
+    if not aligned or (precision == "ieee" and dtype.itemsize > 2):
+        return Config(Shape(32, 32, 16, precision, mixed), 8, 2)
+    return Config(Shape(32, 32, 32, precision, mixed), 4, 3)
+
+
+def rows_config(capability: int, keys: int) -> Config:
+    """Of the kernel that takes whole rows of a stash, few at a time: there are programs enough."""
+    if capability == 0:
+        return _INTERPRETER
+    shape = Shape(4, 128, 16, "ieee", False) if keys <= 128 else Shape(2, 256, 16, "ieee", False)
+    return Config(shape, 4, 1)
+
+
+def multiply_config(capability: int, dtype: torch.dtype, precision: str) -> Config:
+    """Of the product of a stash with features of a dtype."""
+    if capability == 0:
+        return _INTERPRETER
+    if dtype == torch.float64:
+        return Config(Shape(32, 32, 16, "ieee", True), 4, 2)
+    if dtype == torch.float16 and torch.version.hip is None:
+        precision = "tf32x3"
+    return Config(Shape(32, 32, 32, precision, True), 8, 2)
 
 
 def small_options(capability: int, dtype: torch.dtype) -> dict[str, int]:

@@ -73,6 +73,16 @@ def mean_of(sums, matrix, parts, features, dim, HOW: tl.constexpr, FEATURES: tl.
 
 
 @triton.jit
+def inverse_length(squares, eps):
+    """1 / |x|, and 0 where x counts as nothing."""
+    length = tl.sqrt(squares)
+    tiny = length <= eps
+    # a norm that overflowed would give a plausible 0
+    inverse = 1.0 / tl.where(tiny, 1.0, length) + (length - length)
+    return tl.where(tiny, 0.0, inverse)
+
+
+@triton.jit
 def prepare_side(
     x, mask, copy, sums, other_sums, terms, matrix_terms, eps, matrix, items, parts,
     other_parts, count, dim, row_stride, matrix_stride,
@@ -102,11 +112,7 @@ def prepare_side(
                 grand += tl.sum(mean * other, 0)
         squares += tl.sum(values * values, 1)
     if HOW.unit:
-        length = tl.sqrt(squares)
-        tiny = length <= eps
-        # a norm that overflowed would give a plausible 0
-        length = 1.0 / tl.where(tiny, 1.0, length) + (length - length)
-        length = tl.where(tiny, 0.0, length)
+        length = inverse_length(squares, eps)
     elif HOW.centered_features:
         length = along_mean
     else:
@@ -121,8 +127,10 @@ def prepare_side(
 
 @triton.jit
 def store_numbers(out, numbers):
-    for position in tl.static_range(len(numbers)):
-        tl.store(out + position, tl.full((), numbers[position], tl.float64))
+    """By the first program of a launch."""
+    if (tl.program_id(0) == 0) & (tl.program_id(1) == 0):
+        for position in tl.static_range(len(numbers)):
+            tl.store(out + position, tl.full((), numbers[position], tl.float64))
 
 
 @triton.jit(do_not_specialize=["parts", "other_parts", "count"])
@@ -141,12 +149,11 @@ def prepare_kernel(
     no tensor that outlives the call, so that a captured graph holds all that it needs.
     """
     eps = tl.full((), affinity_eps, tl.float64).to(HOW.number)
-    if (tl.program_id(0) == 0) & (tl.program_id(1) == 0):
-        store_numbers(
-            numbers,
-            (student_scale, teacher_scale, offset, affinity_eps, clamp_min, statistic_eps,
-             student_inverse_tau, teacher_inverse_tau, beta, log_eps, weight),
-        )  # fmt: skip
+    store_numbers(
+        numbers,
+        (student_scale, teacher_scale, offset, affinity_eps, clamp_min, statistic_eps,
+         student_inverse_tau, teacher_inverse_tau, beta, log_eps, weight),
+    )  # fmt: skip
     blocks = tl.cdiv(count, ITEMS)
     matrix = (tl.program_id(0) // blocks).to(tl.int64)
     items = tl.program_id(0) % blocks * ITEMS + tl.arange(0, ITEMS)

@@ -70,28 +70,42 @@ def integer_power(x, EXPONENT: tl.constexpr):
 
 
 @triton.jit
-def pair_value(g, query_norm, key_norm, scale, offset, eps, HOW: tl.constexpr):
-    """What is held of a pair: its affinity, or the argument of a function of g."""
+def pair_argument(g, query_norm, key_norm, HOW: tl.constexpr):
+    """What a pair function takes, and what is held of a pair: g, or the square of a distance."""
     if HOW.distance:
-        squared = at_least(query_norm + key_norm - (g + g), 0.0)
-        if HOW.pair == "squared_distance":
-            value = squared
-        elif HOW.pair == "distance":
-            value = tl.sqrt(at_least(squared, eps))
-        else:
-            value = tl.exp(-scale * squared)
-    elif HOW.pair == "taylor":
-        value = scale * g
-    elif HOW.pair == "power":
-        value = scale * g + offset
+        return at_least(query_norm + key_norm - (g + g), 0.0)
     else:
-        value = g
+        return g
+
+
+@triton.jit
+def pair_value(argument, scale, offset, eps, HOW: tl.constexpr):
+    """The affinity of a pair, or the argument of a function of g."""
+    if HOW.pair == "distance":
+        value = tl.sqrt(at_least(argument, eps))
+    elif HOW.pair == "gaussian":
+        value = tl.exp(-scale * argument)
+    elif HOW.pair == "taylor":
+        value = scale * argument
+    elif HOW.pair == "power":
+        value = scale * argument + offset
+    else:
+        value = argument
     return value
 
 
 @triton.jit
+def cosine_of(argument, HOW: tl.constexpr):
+    """Of two directions, the argument of whose pair function is known."""
+    if HOW.distance:
+        return 1.0 - 0.5 * argument
+    else:
+        return argument
+
+
+@triton.jit
 def affinity_of(value, scale, offset, HOW: tl.constexpr):
-    """A of a held value, before any clamp."""
+    """A of a value, before any clamp."""
     order: tl.constexpr = HOW.order
     if HOW.pair == "taylor":
         return tl.exp(-scale) * exponential_series(value, order)
@@ -105,7 +119,7 @@ def affinity_of(value, scale, offset, HOW: tl.constexpr):
 
 @triton.jit
 def affinity_slope(value, scale, eps, HOW: tl.constexpr):
-    """dA / dg of a held value (but for the factor of a linear function), or dA / dsq."""
+    """dA / dg of a value (but for the factor of a linear function), or dA / dsq."""
     order: tl.constexpr = HOW.order
     if HOW.pair == "distance":
         far = value > tl.sqrt(eps)

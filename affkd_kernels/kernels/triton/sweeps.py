@@ -1,8 +1,8 @@
-"""The sweeps over the pairs that find values, means, statistics and losses.
+"""The sweeps over the pairs that find means, statistics and losses.
 
 A program takes a block of rows of one matrix and one of `splits` runs of column tiles, and leaves
 partial sums [N * Q, splits, parts] that combine.py adds up in a fixed order. There are no atomics,
-so that two calls agree bit by bit. With `HELD` the values are read, not computed.
+so that two calls agree bit by bit. With `HELD` the pairs are read, not computed.
 """
 
 # mypy: disallow-untyped-defs=False, disallow-incomplete-defs=False
@@ -29,47 +29,13 @@ from .layout import (
     Terms,
 )
 from .runs import part_address, run_of, tile_of_run
+from .scalings import lowest_of
 from .tiles import (
-    first_pair,
-    mirrored_first_pair,
     number,
     on_diagonal,
-    pair_offsets,
-    pair_values,
     taking_part,
     tile_affinities,
 )
-
-
-@triton.jit(do_not_specialize=SIZES)
-def values_kernel(pairs, queries, keys, offset, HOW: tl.constexpr, SHAPE: tl.constexpr):
-    """The values of both sides, one tile a program, to where they are held.
-
-    Of a self-affinity only what lies on or above the diagonal is computed, and mirrored.
-    """
-    run = run_of(queries, keys, 1, SHAPE)
-    if not HOW.self_affinity or (run.first + 1) * SHAPE.columns > run.item:
-        tile = tile_of_run(pairs, run, run.first, queries, keys, offset, HOW, SHAPE)
-        store_values(pairs, pairs.student, pairs.student_values, tile, HOW, SHAPE, 0)
-        store_values(pairs, pairs.teacher, pairs.teacher_values, tile, HOW, SHAPE, 1)
-
-
-@triton.jit
-def store_values(
-    pairs, side, held, tile, HOW: tl.constexpr, SHAPE: tl.constexpr, TEACHER: tl.constexpr
-):
-    value = pair_values(pairs, side, held, tile, HOW, SHAPE, False, TEACHER)
-    rows, columns = tile.rows, tile.columns
-    inside = (rows < tile.queries)[:, None] & (columns < tile.keys)[None, :]
-    if HOW.self_affinity:
-        inside = inside & (rows[:, None] <= columns[None, :])
-    tl.store(held + first_pair(tile) + pair_offsets(tile), value, mask=inside)
-    if HOW.self_affinity:
-        exists = (columns < tile.keys)[:, None] & (rows < tile.queries)[None, :]
-        below = exists & (columns[:, None] > rows[None, :])
-        at = held + mirrored_first_pair(tile)
-        at += tile.inner_columns[:, None] * tile.keys + tile.inner_rows[None, :]
-        tl.store(at, tl.trans(value), mask=below)
 
 
 @triton.jit(do_not_specialize=SIZES)
@@ -159,9 +125,7 @@ def statistics_kernel(
     """Partial sums of the statistics of both sides; `tiles` are the column tiles of a split."""
     block: tl.constexpr = SHAPE.rows
     run = run_of(queries, keys, tiles, SHAPE)
-    lowest = 0.0
-    if HOW.softmax or HOW.largest:
-        lowest = float("-inf")
+    lowest = lowest_of(HOW)
     student_first = tl.full((block,), lowest, HOW.number)
     teacher_first = tl.full((block,), lowest, HOW.number)
     student_second = tl.zeros((block,), HOW.number)
@@ -253,8 +217,8 @@ def normalized_pair(pairs, a, b, terms, HOW: tl.constexpr):
 
 
 @triton.jit
-def tile_losses(pairs, a, b, part, terms, HOW: tl.constexpr):
-    """Sums along the rows of a tile: the loss, and dl/ds * s, from which c follows."""
+def tile_losses(pairs, a, b, part, terms, HOW: tl.constexpr, CORRECTION: tl.constexpr):
+    """Sums along the rows of a tile: losses, and (`CORRECTION`) dl/ds * s, which is c."""
     beta = number(pairs, BETA, HOW)
     eps = number(pairs, LOG_EPS, HOW)
     s, log_s, t, log_t = normalized_pair(pairs, a, b, terms, HOW)
@@ -265,7 +229,7 @@ def tile_losses(pairs, a, b, part, terms, HOW: tl.constexpr):
     value = stages.loss_value(s, log_s, t, log_t, beta, eps, balanced, HOW)
     loss = tl.sum(tl.where(part, value, 0.0), 1)
     correction = tl.zeros_like(loss)
-    if not HOW.known_correction:
+    if CORRECTION:
         slope = stages.loss_slope(s, log_s, t, log_t, beta, eps, HOW)
         if not HOW.softmax:
             slope = slope * s
@@ -289,7 +253,9 @@ def losses_kernel(
         a, b, _ = tile_affinities(pairs, tile, HOW, SHAPE, HELD, HOW.centered)
         part = taking_part(pairs, tile, HOW, False)
         terms = terms_of(pairs, tile, HOW, 0)
-        more_loss, more_correction = tile_losses(pairs, a, b, part, terms, HOW)
+        more_loss, more_correction = tile_losses(
+            pairs, a, b, part, terms, HOW, not HOW.known_correction
+        )
         loss += more_loss
         correction += more_correction
         if HOW.counted:
