@@ -135,6 +135,8 @@ class Shape:
     inner: int
     precision: str  # of tl.dot
     upcast: bool  # operands to the computation dtype first
+    # below the diagonal of a self-affinity: the transpose of the tile above it, to the last bit
+    mirrored: bool = False
 
 
 def make_choices(

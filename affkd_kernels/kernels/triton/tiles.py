@@ -168,6 +168,23 @@ def computed_values(
     pairs, side, tile, HOW: tl.constexpr, SHAPE: tl.constexpr, TEACHER: tl.constexpr
 ):
     """The values (stages.pair_value) of a tile of one side."""
+    if SHAPE.mirrored:
+        upper = tile_of(
+            pairs, tile.matrix, tl.minimum(tile.row, tile.column),
+            tl.maximum(tile.row, tile.column), tile.queries, tile.queries, tile.keys,
+            tile.offset, HOW, SHAPE,
+        )  # fmt: skip
+        value = values_of_tile(pairs, side, upper, HOW, SHAPE, TEACHER)
+        below = tile.rows[:, None] > tile.columns[None, :]
+        return tl.where(below, tl.trans(value), value)
+    else:
+        return values_of_tile(pairs, side, tile, HOW, SHAPE, TEACHER)
+
+
+@triton.jit
+def values_of_tile(
+    pairs, side, tile, HOW: tl.constexpr, SHAPE: tl.constexpr, TEACHER: tl.constexpr
+):
     g = inner_products(side, tile, HOW, SHAPE)
     row_norm = 0.0
     column_norm = 0.0
