@@ -146,9 +146,12 @@ class Call:
         return Items(_rows(student), _rows(teacher), _contiguous(mask), terms)
 
     def _prepare(self) -> None:
-        key_sums = sums = self._sums(self.keys)
+        sums = Sums(self.numbers, self.numbers, 1)
+        if self.how.copied:
+            sums = self.sums(self.keys)
+        key_sums = sums
         if self.how.centered_features and not self.plan.self_affinity:
-            sums = self._sums(self.queries)
+            sums = self.sums(self.queries)
         queries = self._prepared(self.queries, sums, key_sums)
         if not self.plan.self_affinity:
             self.keys = self._prepared(self.keys, key_sums, sums)
@@ -156,22 +159,22 @@ class Call:
             self.keys = queries
         self.queries = queries
 
-    def _sums(self, items: Items) -> Sums:
+    def sums(self, items: Items, sides: int = 2) -> Sums:
+        """Of both sides, or of the student's alone."""
         plan = self.plan
-        if not self.how.copied:
-            return Sums(self.numbers, self.numbers, 1)
         parts = max(1, min(SUM_PARTS, items.size // SUM_ITEMS))
+        dims = (items.student.shape[2], items.teacher.shape[2])
         student, teacher = (
             torch.empty(
                 (plan.matrices, parts, dim + 1), dtype=torch.float64, device=plan.form.device
             )
-            for dim in (plan.student_dim, plan.teacher_dim)
+            for dim in dims
         )
-        chunks = blocks_of(max(plan.student_dim, plan.teacher_dim, 1), FEATURES)
+        chunks = blocks_of(max(*dims, 1), FEATURES)
         self.launch(
-            prepare.sum_kernel, (plan.matrices * parts * chunks, 2), items.student, items.teacher,
-            self.or_dummy(items.mask), student, teacher, _item_strides(items), parts, chunks,
-            items.size, MASKED=items.mask is not None, ITEMS=ITEMS, FEATURES=FEATURES,
+            prepare.sum_kernel, (plan.matrices * parts * chunks, sides), items.student,
+            items.teacher, self.or_dummy(items.mask), student, teacher, _item_strides(items), parts,
+            chunks, items.size, MASKED=items.mask is not None, ITEMS=ITEMS, FEATURES=FEATURES,
         )  # fmt: skip
         return Sums(student, teacher, parts)
 

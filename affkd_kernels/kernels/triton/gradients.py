@@ -36,10 +36,10 @@ from .tiles import (
 def slope_in_rows(pairs, a, b, tile, HOW: tl.constexpr, AXIS: tl.constexpr):
     """d loss / dA of the pairs (i, j) as entries of row i, or of (j, i) as entries of row j."""
     terms = terms_of(pairs, tile, HOW, AXIS)
-    s, log_s, t, log_t = normalized_pair(pairs, a, b, terms, HOW)
+    difference, s, log_s, t, log_t = normalized_pair(pairs, a, b, terms, HOW)
     beta = number(pairs, BETA, HOW)
     eps = number(pairs, LOG_EPS, HOW)
-    slope = stages.loss_slope(s, log_s, t, log_t, beta, eps, HOW)
+    slope = stages.loss_slope(difference, s, log_s, t, log_t, beta, eps, HOW)
     if HOW.row_weight:
         slope = slope * terms.weight
     if HOW.has_correction:

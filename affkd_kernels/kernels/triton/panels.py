@@ -158,6 +158,8 @@ class Backward:
         for items, gradient in ((self.call.queries, self.student), (self.call.keys, self.keys)):
             if self.call.how.unit and gradient is not None:
                 self._through_unit_length(items, gradient)
+            if self.call.how.centered_product and gradient is not None:
+                self._through_centering(items, gradient)
         return self.student, self.keys, self._scale_gradient(totals)
 
     def _through_unit_length(self, items: Items, gradient: Tensor) -> None:
@@ -166,6 +168,14 @@ class Backward:
             prepare.unit_length_kernel, (self.plan.matrices * blocks_of(items.size, ITEMS),),
             x, self.call.or_dummy(items.mask), items.terms, gradient, items.size, x.shape[2],
             *strides(x), MASKED=items.mask is not None, ITEMS=ITEMS, FEATURES=FEATURES,
+        )  # fmt: skip
+
+    def _through_centering(self, items: Items, gradient: Tensor) -> None:
+        sums = self.call.sums(items._replace(student=gradient, teacher=gradient), 1)
+        self.call.launch(
+            prepare.center_kernel, (self.plan.matrices * blocks_of(items.size, ITEMS),), gradient,
+            self.call.or_dummy(items.mask), sums.student, sums.parts, items.size,
+            gradient.shape[2], MASKED=items.mask is not None, ITEMS=ITEMS, FEATURES=FEATURES,
         )  # fmt: skip
 
     def _scale_gradient(self, totals: Tensor) -> Tensor | None:
