@@ -331,6 +331,20 @@ def test_a_shifted_cosine_is_never_negative(fused: dict[str, str]) -> None:
             assert value.isfinite() and torch.autograd.grad(value, student)[0].isfinite().all()
 
 
+def test_of_a_single_feature_only_the_sign_is_left(fused: dict[str, str]) -> None:
+    """Opposite items are at -1: almost there, and shifted, they would be positive entries."""
+    for affinity in (Part("cosine", (("shifted", True),)), Part("cosine"), Part("rbf")):
+        triple = Triple(affinity, Part("mean"), Part("smooth_l1"))
+        for inputs in (pair(21, 40, 1), bank(22, 40, 1, keys=37, teacher_dim=1)):
+            inputs = inputs.to(torch.float32)
+            if not computes(fused, triple, inputs):
+                continue
+            exact, _ = loss_and_gradients(inputs.to(torch.float64), triple, backend="reference")
+            value, gradients = loss_and_gradients(inputs, triple, **fused)
+            assert distance(value, exact) < 1e-6, triple
+            assert not any(gradient.any() for gradient in gradients), triple
+
+
 def test_what_takes_part_in_nothing_shows_nowhere(fused: dict[str, str]) -> None:
     nan = torch.full((1, 3), torch.nan, dtype=torch.float64, requires_grad=True)
     alone = affkd.affinity_loss(nan, nan.detach(), diagonal="exclude", **fused)

@@ -206,7 +206,7 @@ def unit_length_kernel(
         features = start + tl.arange(0, FEATURES)
         inside = valid[:, None] & (features < dim)[None, :]
         u = tl.load(rows + features[None, :], mask=inside, other=0.0).to(HOW.number)
-        u = u * inverse[:, None]
+        u = stages.of_directions(u * inverse[:, None], dim)
         if HOW.counted:
             u = stages.zero_unless_finite(u)
         at = gradient + item[:, None] * dim + features[None, :]
@@ -215,7 +215,7 @@ def unit_length_kernel(
         features = start + tl.arange(0, FEATURES)
         inside = valid[:, None] & (features < dim)[None, :]
         u = tl.load(rows + features[None, :], mask=inside, other=0.0).to(HOW.number)
-        u = u * inverse[:, None]
+        u = stages.of_directions(u * inverse[:, None], dim)
         if HOW.counted:
             u = stages.zero_unless_finite(u)
         at = gradient + item[:, None] * dim + features[None, :]

@@ -33,6 +33,13 @@ def sign(x):
 
 
 @triton.jit
+def of_directions(x, dim):
+    """Of a direction in `dim` dimensions, or of the cosine of two: in a single one there is but the
+    sign, and 1 / |x|, rounded, must not make opposite items almost opposite."""
+    return tl.where(dim == 1, sign(x), x)
+
+
+@triton.jit
 def quotient(a, b, HOW: tl.constexpr):
     """a / b rounded correctly, so that a / a is 1."""
     if HOW.double:

@@ -192,7 +192,7 @@ def values_of_tile(
         row_norm, column_norm = lengths(pairs, tile, TEACHER)
     if HOW.unit:
         # the product first: A_ij and A_ji of a self-affinity must agree to the last bit
-        g = g * (row_norm * column_norm)
+        g = stages.of_directions(g * (row_norm * column_norm), side.dim)
         # of a direction, which is 0 where the feature is
         row_norm = tl.where(row_norm == 0, 0.0, 1.0).to(HOW.number)
         column_norm = tl.where(column_norm == 0, 0.0, 1.0).to(HOW.number)
