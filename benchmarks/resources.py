@@ -50,6 +50,7 @@ _WIDEST = (
     "rbf / row_sum / kl(direction='symmetric')",
     "polynomial(degree=3) / row_l1 / smooth_l1",
     "rbf / frobenius(center=True) / l1",
+    "gram / frobenius(center=True) / l1",
 )
 
 

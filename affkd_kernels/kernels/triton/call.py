@@ -115,7 +115,10 @@ class Call:
         return Items(student, teacher, mask, terms)
 
     def _prepare(self) -> None:
-        key_sums = sums = self._sums(self.keys)
+        sums = Sums(self.numbers, self.numbers, 1)
+        if self.plan.copied:
+            sums = self._sums(self.keys)
+        key_sums = sums
         if self.how.centered_features and not self.plan.self_affinity:
             sums = self._sums(self.queries)
         queries = self._prepared(self.queries, sums, key_sums)
@@ -125,20 +128,19 @@ class Call:
             self.keys = queries
         self.queries = queries
 
-    def _sums(self, items: Items) -> Sums:
+    def _sums(self, items: Items, sides: int = 2) -> Sums:
+        """Of both sides, or of the student's alone."""
         plan = self.plan
-        if not self.plan.copied:
-            return Sums(self.numbers, self.numbers, 1)
         parts = max(1, min(SUM_PARTS, items.size // SUM_ITEMS))
+        dims = (items.student.shape[2], items.teacher.shape[2])
         student, teacher = (
-            self.empty(plan.matrices, parts, dim + 1, dtype=torch.float64)
-            for dim in (plan.student_dim, plan.teacher_dim)
+            self.empty(plan.matrices, parts, dim + 1, dtype=torch.float64) for dim in dims
         )
-        chunks = blocks_of(max(plan.student_dim, plan.teacher_dim, 1), FEATURES)
+        chunks = blocks_of(max(*dims, 1), FEATURES)
         self.launch(
-            prepare.sum_kernel, (plan.matrices * parts * chunks, 2), items.student, items.teacher,
-            self.or_dummy(items.mask), student, teacher, item_strides(items), parts, chunks,
-            items.size, MASKED=items.mask is not None, ITEMS=ITEMS, FEATURES=FEATURES,
+            prepare.sum_kernel, (plan.matrices * parts * chunks, sides), items.student,
+            items.teacher, self.or_dummy(items.mask), student, teacher, item_strides(items), parts,
+            chunks, items.size, MASKED=items.mask is not None, ITEMS=ITEMS, FEATURES=FEATURES,
         )  # fmt: skip
         return Sums(student, teacher, parts)
 
@@ -155,6 +157,15 @@ class Call:
             MASKED=items.mask is not None, ITEMS=ITEMS, FEATURES=FEATURES,
         )  # fmt: skip
         return items._replace(student=copies[0], teacher=copies[1])
+
+    def through_centering(self, items: Items, gradient: Tensor) -> None:
+        """The student's gradient, so far that of items less their mean, in place."""
+        sums = self._sums(items._replace(student=gradient, teacher=gradient), 1)
+        self.launch(
+            prepare.center_kernel, (self.plan.matrices * blocks_of(items.size, ITEMS),), gradient,
+            self.or_dummy(items.mask), sums.student, sums.parts, items.size, gradient.shape[2],
+            MASKED=items.mask is not None, ITEMS=ITEMS, FEATURES=FEATURES,
+        )  # fmt: skip
 
     def _pairs(self) -> Pairs:
         queries, keys = self.queries, self.keys

@@ -5,6 +5,7 @@ What ships compiles without spilling registers (tests/test_triton_aot.py).
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import os
 from collections.abc import Iterator
@@ -12,7 +13,7 @@ from typing import NamedTuple
 
 import torch
 
-from .choices import Choices, Shape
+from .choices import Shape
 
 # Triton reads it once, when it is imported
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
@@ -189,6 +190,15 @@ def splits_of(blocks: int, tiles: int, multiprocessors: int) -> tuple[int, int]:
     return -(-tiles // each), each
 
 
-def symmetric(how: Choices, precision: str) -> str:
-    """A precision whose products are symmetric to the last bit, where ties have to be seen."""
-    return "ieee" if how.largest and how.self_affinity and precision == "tf32x3" else precision
+def repeatable(config: Config, self_affinity: bool) -> Config:
+    """The same for every sweep of a call that compares its pairs with their maximum.
+
+    Of a self-affinity the tiles are square, so that those below the diagonal mirror those above:
+    the order in which a product adds up may depend on where in its tile a pair is. Turning a tile
+    takes registers, which shorter steps along the features save.
+    """
+    if not self_affinity:
+        return config
+    edge = min(config.shape.rows, config.shape.columns)
+    shape = dataclasses.replace(config.shape, rows=edge, columns=edge, inner=16, mirrored=True)
+    return config._replace(shape=shape)

@@ -35,10 +35,10 @@ from .tiles import (
 @triton.jit
 def normalized_slope(pairs, a, b, terms, HOW: tl.constexpr):
     """d loss / dP of the entries of rows with these terms (of a softmax, times P); and P."""
-    s, log_s, t, log_t = normalized_pair(pairs, a, b, terms, HOW)
+    difference, s, log_s, t, log_t = normalized_pair(pairs, a, b, terms, HOW)
     beta = number(pairs, BETA, HOW)
     eps = number(pairs, LOG_EPS, HOW)
-    slope = stages.loss_slope(s, log_s, t, log_t, beta, eps, HOW)
+    slope = stages.loss_slope(difference, s, log_s, t, log_t, beta, eps, HOW)
     if HOW.row_weight:
         slope = slope * terms.weight
     return slope, s

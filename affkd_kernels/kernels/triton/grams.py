@@ -151,7 +151,7 @@ def gram_of_side(
     elif HOW.unit:
         row_norms = inverse_length(row_norms, numbers.eps)
         column_norms = inverse_length(column_norms, numbers.eps)
-    argument = pair_arguments(g, row_norms, column_norms, HOW)
+    argument = pair_arguments(g, row_norms, column_norms, side.dim, HOW)
     store_arguments(held, argument, tile, HOW)
     if STASHED and HOW.whole:
         first, second = tile_statistic(pairs, argument, tile, numbers, HOW, SHAPE)

@@ -159,6 +159,8 @@ class Backward:
         for items, gradient in ((self.call.queries, self.student), (self.call.keys, self.keys)):
             if self.call.how.unit and gradient is not None:
                 self._through_unit_length(items, gradient)
+            if self.call.how.centered_product and gradient is not None:
+                self.call.through_centering(items, gradient)
         return self.student, self.keys, self._scale_gradient(totals)
 
     def _through_unit_length(self, items: Items, gradient: Tensor) -> None:

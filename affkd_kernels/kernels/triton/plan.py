@@ -158,14 +158,14 @@ class Plan:
             product_config(capability, self._multiplied(x), precision)
             for x in (known.student_keys or known.student, known.student)
         ]
-        if not self.dense:
-            precision = configs.symmetric(self.how, precision)
         tile_config = configs.stash_config if self.stashed else configs.sweep_config
-        return (
-            tile_config(capability, features, precision, mixed, aligned),
-            configs.gradient_config(capability, features, precision, mixed, aligned),
-            *products,
+        tiles, gradient = (
+            make(capability, features, precision, mixed, aligned)
+            for make in (tile_config, configs.gradient_config)
         )
+        if self.how.largest and not self.dense:
+            tiles = gradient = configs.repeatable(tiles, self.self_affinity)
+        return (tiles, gradient, *products)
 
     def _aligned(self, x: Any) -> bool:
         """Whether Triton knows that every row of some features starts at a multiple of 16."""

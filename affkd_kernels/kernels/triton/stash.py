@@ -3,8 +3,9 @@
   gram       the arguments of all pairs of both sides, and what the items tell on the way
   rows       statistics, losses and W, which takes the place of the pairs
   multiply   V with the features, one launch for queries and one for keys; the loss
-A maximum, and a centered Gram matrix, have their items prepared before. A loss without a gradient
-has a small kernel in place of the product.
+A maximum, and a centered Gram matrix, have their items prepared before; the gradient of the second
+loses its mean after, but for mse. A loss without a gradient has a small kernel in place of the
+product.
 """
 
 from __future__ import annotations
@@ -69,6 +70,8 @@ class Stash:
             SPLIT=self._splits(inner.student), REDUCTION=plan.reduction, FINISHES=finishes,
             SCALE=self.needs.student_scale, LANES=LANES,
         )  # fmt: skip
+        if plan.how.centered_product:
+            call.through_centering(outer, gradient)
         return gradient
 
     def _splits(self, features: Tensor) -> bool:

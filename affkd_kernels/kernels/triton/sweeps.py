@@ -103,7 +103,7 @@ def add_statistic(first, second, affinity, part, inverse_tau, HOW: tl.constexpr)
 
 
 @triton.jit
-def add_alignment(ratio, a, b):
+def add_alignment(ratio, a, b, HOW: tl.constexpr):
     """Of a tile: sum_j a b and, r being about a / b, sum_j a (a - r b), along the rows.
 
     c is sum_j a (a - k b) up to a factor, for a k that all tiles decide. Where a and b are nearly
@@ -114,7 +114,8 @@ def add_alignment(ratio, a, b):
     squares = tl.sum(b * b, 1)
     # where it is 0 no earlier tile's sums depend on it
     ratio = tl.where(ratio == 0, product / tl.where(squares > 0, squares, 1.0), ratio)
-    return ratio, product, tl.sum(a * (a - ratio[:, None] * b), 1)
+    rest = stages.multiply_add(-ratio[:, None], b, a, HOW)
+    return ratio, product, tl.sum(a * rest, 1)
 
 
 @triton.jit(do_not_specialize=SIZES)
@@ -143,7 +144,7 @@ def statistics_kernel(
         if HOW.closed_correction:
             a_part = tl.where(part, a, 0.0)
             b_part = tl.where(part, b, 0.0)
-            ratio, more_product, more_difference = add_alignment(ratio, a_part, b_part)
+            ratio, more_product, more_difference = add_alignment(ratio, a_part, b_part, HOW)
             product += more_product
             difference += more_difference
         if HOW.counted:
@@ -204,7 +205,7 @@ def terms_of(pairs, tile, HOW: tl.constexpr, AXIS: tl.constexpr):
 
 @triton.jit
 def normalized_pair(pairs, a, b, terms, HOW: tl.constexpr):
-    """s, log s, t, log t of a tile; the logarithms are those of a softmax."""
+    """s - t, s, log s, t, log t of a tile; the logarithms are those of a softmax."""
     student_inverse_tau = number(pairs, STUDENT_INVERSE_TAU, HOW)
     teacher_inverse_tau = number(pairs, TEACHER_INVERSE_TAU, HOW)
     s, log_s = stages.normalized(
@@ -213,7 +214,10 @@ def normalized_pair(pairs, a, b, terms, HOW: tl.constexpr):
     t, log_t = stages.normalized(
         b, terms.teacher_first, terms.teacher_second, teacher_inverse_tau, HOW
     )
-    return s, log_s, t, log_t
+    difference = stages.normalized_difference(
+        a, b, s, t, terms.student_first, terms.teacher_first, HOW
+    )
+    return difference, s, log_s, t, log_t
 
 
 @triton.jit
@@ -221,16 +225,16 @@ def tile_losses(pairs, a, b, part, terms, HOW: tl.constexpr, CORRECTION: tl.cons
     """Sums along the rows of a tile: losses, and (`CORRECTION`) dl/ds * s, which is c."""
     beta = number(pairs, BETA, HOW)
     eps = number(pairs, LOG_EPS, HOW)
-    s, log_s, t, log_t = normalized_pair(pairs, a, b, terms, HOW)
+    difference, s, log_s, t, log_t = normalized_pair(pairs, a, b, terms, HOW)
     balanced = 1.0
     if HOW.divergence and not HOW.softmax:
         nothing = (terms.student_first == 0) | (terms.teacher_first == 0)
         balanced = tl.where(nothing, 0.0, 1.0).to(HOW.number)
-    value = stages.loss_value(s, log_s, t, log_t, beta, eps, balanced, HOW)
+    value = stages.loss_value(difference, s, log_s, t, log_t, beta, eps, balanced, HOW)
     loss = tl.sum(tl.where(part, value, 0.0), 1)
     correction = tl.zeros_like(loss)
     if CORRECTION:
-        slope = stages.loss_slope(s, log_s, t, log_t, beta, eps, HOW)
+        slope = stages.loss_slope(difference, s, log_s, t, log_t, beta, eps, HOW)
         if not HOW.softmax:
             slope = slope * s
         correction = tl.sum(tl.where(part, slope, 0.0), 1)

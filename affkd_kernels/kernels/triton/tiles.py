@@ -194,17 +194,29 @@ def lengths(pairs, tile, TEACHER: tl.constexpr):
 
 
 @triton.jit
-def pair_arguments(g, row_norms, column_norms, HOW: tl.constexpr):
+def pair_arguments(g, row_norms, column_norms, dim, HOW: tl.constexpr):
     """What the pair function takes (stages.pair_argument), from products and lengths."""
     row_norm = row_norms[:, None]
     column_norm = column_norms[None, :]
     if HOW.unit:
         # the product first: A_ij and A_ji of a self-affinity must agree to the last bit
-        g = g * (row_norm * column_norm)
+        g = stages.of_directions(g * (row_norm * column_norm), dim)
         # of a direction, which is 0 where the feature is
         row_norm = tl.where(row_norm == 0, 0.0, 1.0).to(HOW.number)
         column_norm = tl.where(column_norm == 0, 0.0, 1.0).to(HOW.number)
     return stages.pair_argument(g, row_norm, column_norm, HOW)
+
+
+@triton.jit
+def computed_arguments(
+    pairs, side, tile, HOW: tl.constexpr, SHAPE: tl.constexpr, TEACHER: tl.constexpr
+):
+    g, _, _ = inner_products(side, tile, HOW, SHAPE, False, False)
+    if HOW.unit or HOW.distance:
+        row_norms, column_norms = lengths(pairs, tile, TEACHER)
+        return pair_arguments(g, row_norms, column_norms, side.dim, HOW)
+    else:
+        return g
 
 
 @triton.jit
@@ -216,13 +228,17 @@ def held_or_computed(
     if HELD:
         inside = tile.row_valid[:, None] & tile.column_valid[None, :]
         return tl.load(held + first_pair(tile) + pair_offsets(tile), mask=inside, other=0.0)
+    elif SHAPE.mirrored:
+        upper = tile_of(
+            pairs, tile.matrix, tl.minimum(tile.row, tile.column),
+            tl.maximum(tile.row, tile.column), tile.queries, tile.queries, tile.keys,
+            tile.offset, HOW, SHAPE,
+        )  # fmt: skip
+        argument = computed_arguments(pairs, side, upper, HOW, SHAPE, TEACHER)
+        below = tile.rows[:, None] > tile.columns[None, :]
+        return tl.where(below, tl.trans(argument), argument)
     else:
-        g, _, _ = inner_products(side, tile, HOW, SHAPE, False, False)
-        if HOW.unit or HOW.distance:
-            row_norms, column_norms = lengths(pairs, tile, TEACHER)
-            return pair_arguments(g, row_norms, column_norms, HOW)
-        else:
-            return g
+        return computed_arguments(pairs, side, tile, HOW, SHAPE, TEACHER)
 
 
 @triton.jit
