@@ -6,6 +6,7 @@ import triton
 import triton.language as tl
 
 from . import stages
+from .affinities import lengths, less_means, tile_affinities
 from .layout import (
     AFFINITY_EPS,
     BETA,
@@ -21,15 +22,7 @@ from .layout import (
 )
 from .runs import Run, part_address, run_of, tile_of_run
 from .sweeps import normalized_pair, terms_of, tile_losses
-from .tiles import (
-    lengths,
-    less_means,
-    number,
-    on_diagonal,
-    pair_offsets,
-    taking_part,
-    tile_affinities,
-)
+from .tiles import number, on_diagonal, pair_offsets, taking_part
 
 
 @triton.jit

@@ -10,25 +10,21 @@ leaves the tile's part of it.
 import triton
 import triton.language as tl
 
+from .affinities import (
+    PairNumbers,
+    affinities,
+    inner_products,
+    lengths,
+    pair_arguments,
+    pair_numbers,
+    values_of,
+)
 from .layout import ITEM_TERMS, LENGTH, SIZES, TEACHER_ITEM
 from .prepare import inverse_length, store_numbers
 from .runs import run_of, tile_of_run
 from .scalings import lowest_of
 from .sweeps import add_statistic
-from .tiles import (
-    PairNumbers,
-    affinities,
-    first_pair,
-    inner_products,
-    lengths,
-    mirrored_first_pair,
-    on_diagonal,
-    pair_arguments,
-    pair_numbers,
-    pair_offsets,
-    taking_part,
-    values_of,
-)
+from .tiles import first_pair, mirrored_first_pair, on_diagonal, pair_offsets, taking_part
 
 
 @triton.jit

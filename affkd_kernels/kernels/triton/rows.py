@@ -11,6 +11,7 @@ the next kernel knows: V = W1 - c W2.
 import triton
 import triton.language as tl
 
+from .affinities import tile_affinities
 from .finish import poison_of
 from .gradients import (
     corrected_slope,
@@ -42,13 +43,7 @@ from .scalings import (
     statistic_of_states,
 )
 from .sweeps import add_statistic, tile_losses
-from .tiles import (
-    first_pair,
-    number,
-    pair_offsets,
-    taking_part,
-    tile_affinities,
-)
+from .tiles import first_pair, number, pair_offsets, taking_part
 
 
 @triton.jit

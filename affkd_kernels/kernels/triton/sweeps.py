@@ -11,6 +11,7 @@ import triton
 import triton.language as tl
 
 from . import stages
+from .affinities import tile_affinities
 from .layout import (
     BETA,
     CORRECTION,
@@ -30,12 +31,7 @@ from .layout import (
 )
 from .runs import part_address, run_of, tile_of_run
 from .scalings import lowest_of
-from .tiles import (
-    number,
-    on_diagonal,
-    taking_part,
-    tile_affinities,
-)
+from .tiles import number, on_diagonal, taking_part
 
 
 @triton.jit(do_not_specialize=SIZES)
