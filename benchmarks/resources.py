@@ -104,6 +104,8 @@ def all_compilations() -> Iterator[Compilation]:
                     keys = 1024 if method in _CROSS else 0
                     yield Compilation(method, dtype, precision, algorithm, EVERYDAY, keys)
                 yield Compilation("pkt", dtype, precision, algorithm, (127, 511))
+                for items in (512, 1024):
+                    yield Compilation("pkt", dtype, precision, algorithm, (items, 512))
         for method in _WIDEST:
             yield Compilation(method, "float32", "tf32x3", algorithm)
             if algorithm == "dense":

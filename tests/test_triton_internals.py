@@ -317,6 +317,30 @@ def plan_of(triple: tuple[str, str, str]) -> plan.Plan:
     return plan.Plan(plan.Form.of(spec, inputs, Needs(student=True), "dense", 1.0))
 
 
+SHAPED_FOR_GPUS = [
+    pytest.param(lambda: pair(11, 70, 40, teacher_dim=33), ("euclidean", "mean", "smooth_l1")),
+    pytest.param(
+        lambda: pair(12, 2, 40, 19, items="tokens", mask=mask(3, 2, 40)), ("cosine", "row_l1", "l1")
+    ),
+    pytest.param(lambda: bank(13, 35, 19, keys=600, teacher_dim=3), ("rbf", "frobenius", "mse")),
+    pytest.param(
+        lambda: bank(14, 3, 5, keys=1100, teacher_dim=3), ("gram", "softmax", "kl"), id="many-keys"
+    ),
+    pytest.param(lambda: bank(15, 33, 5, keys=260, teacher_dim=3), ("sqeuclidean", "max", "mse")),
+]
+
+
+@pytest.mark.parametrize("capability", [80, 90])
+@pytest.mark.parametrize("make, triple", SHAPED_FOR_GPUS)
+def test_tiles_have_the_shapes_of_gpus(
+    make: Any, triple: Any, capability: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those of the interpreter are fewer and larger."""
+    expected = evaluate(make(), triple, "dense")
+    monkeypatch.setattr(configs, "architecture", lambda device: (capability, 132))
+    assert_close(evaluate(make(), triple, "dense"), expected, 1e-12)
+
+
 class Grids(call.Call):
     """A call whose launches are not done."""
 

@@ -20,7 +20,7 @@ from affkd_kernels.spec import LossSpec, make_spec
 
 pytest.importorskip("triton")
 
-from affkd_kernels.kernels.triton import call, launch, plan  # noqa: E402
+from affkd_kernels.kernels.triton import call, launch, plan, replay  # noqa: E402
 
 THREE = ["gram", "rows", "multiply"]
 # equal pairs have to tie for a maximum, whose items are prepared once for all tiles
@@ -40,6 +40,7 @@ class Named(call.Call):
 
     def launch(self, kernel: Any, grid: tuple[int, ...], *args: Any, **choices: Any) -> None:
         self.names.append(kernel.fn.__name__.removesuffix("_kernel"))
+        self.launched.append(replay.Launch(self.names[-1], grid, args))
 
 
 def plan_of(
@@ -115,6 +116,47 @@ def test_a_larger_batch_has_kernels_that_share_its_rows(shape: tuple[int, ...]) 
     spec = make_spec("gram", "row_l2", "mse", items="tokens")
     found = launches_of(spec, Needs(), *shape)
     assert found[0] == "prepare" and found[-1] == "product" and "rows" not in found
+
+
+def assert_alike(argument: Any, first: Any, moved: dict[int, int]) -> None:
+    """Numbers are the same; `moved` says where every address of the first call has gone."""
+    if isinstance(first, tuple):
+        for both in zip(argument, first, strict=True):
+            assert_alike(*both, moved)
+    elif isinstance(first, torch.Tensor):
+        assert argument == (moved.setdefault(first.data_ptr(), argument) if first.numel() else 0)
+    else:
+        assert argument is first
+
+
+@pytest.mark.parametrize("algorithm", ["dense", "tiled"])
+def test_every_triple_can_be_launched_again(
+    algorithm: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With its own tensors in the places of inputs and results, a replay has the same arguments."""
+    monkeypatch.setattr(replay, "_launcher", lambda device: lambda *launch: launched.append(launch))
+    keys, student = torch.randn(1, 6, 4), torch.randn(1, 9, 4)
+    for triple in valid_triples():
+        spec = make_spec(*triple.build(), items="tokens")
+        for bank in (None, keys):
+            inputs, _ = canonical_inputs(spec, student, student, bank, bank)
+            needs = Needs(student_keys=bank is not None, student_scale=spec.affinity.name == "gram")
+            named = Named(plan.Plan(plan.Form.of(spec, inputs, needs, algorithm, 1.0)), inputs)
+            first = launch.compute(named, needs)
+            launched: list[Any] = []
+            named.finished(*first)
+            assert named.plan.replay is not None and named.plan.reads_as_given
+            again = named.plan.replay(inputs)
+            assert [one[:2] for one in launched] == [one[:2] for one in named.launched]
+            moved = {x.data_ptr(): x.data_ptr() for x in inputs if x is not None}
+            for one, other in zip(launched, named.launched, strict=True):
+                assert_alike(one[2], other.arguments, moved)
+            # nothing of the first call is left, and no two of its tensors have met
+            kept = {x.data_ptr() for x in named.allocated if x.numel()}
+            assert len(set(moved.values())) == len(moved) and not kept & set(moved.values())
+            for x, y in zip(again, first, strict=True):
+                assert (x is None) == (y is None)
+                assert x is None or y is None or (x.shape, x.dtype) == (y.shape, y.dtype)
 
 
 def run_launcher(*arguments: str) -> list[list[str]]:

@@ -149,8 +149,10 @@ def rows_config(capability: int, keys: int) -> Config:
     """Of the kernel that takes whole rows of a stash, few at a time: there are programs enough."""
     if capability == 0:
         return _INTERPRETER
-    shape = Shape(4, 128, 16, "ieee", False) if keys <= 128 else Shape(2, 256, 16, "ieee", False)
-    return Config(shape, 4, 1)
+    # four pairs a thread, and, up to 1024 keys, all of a row at once
+    columns = next((n for n in (128, 256, 512) if keys <= n), 1024)
+    shape = Shape(max(512 // columns, 1), columns, 16, "ieee", False)
+    return Config(shape, max(columns, 512) // 128, 1)
 
 
 def multiply_config(capability: int, dtype: torch.dtype, precision: str) -> Config:

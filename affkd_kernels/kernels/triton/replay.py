@@ -92,7 +92,8 @@ class Replay:
         """
         self.device = allocated[0].device
         self.given = [position for position, x in enumerate(sources) if x is not None]
-        outputs = [x for x in allocated if any(y is not None and _lies_in(y, x) for y in results)]
+        returned = [x for x in results if x is not None]
+        outputs = [x for x in allocated if any(y is x or _lies_in(y, x) for y in returned)]
         self.outputs = [(tuple(x.shape), x.stride(), x.dtype) for x in outputs]
         self.results = [None if x is None else _view(x, outputs) for x in results]
         bases = {id(sources[i]): _Place(base, 0) for base, i in enumerate(self.given)}
@@ -136,7 +137,7 @@ class Replay:
         values += self.constants
         for get in self.tuples:
             values.append(get(values))
-        launch = _launcher()
+        launch = _launcher(device)
         for compiled, grid, get in self.launches:
             launch(compiled, grid, get(values))
         return [
@@ -150,24 +151,28 @@ def _lies_in(x: Tensor, holder: Tensor) -> bool:
     return bool(x.numel()) and 0 <= begin < holder.nbytes
 
 
-def _view(x: Tensor, outputs: Sequence[Tensor]) -> tuple[int, int | None] | None:
+def _view(x: Tensor, outputs: Sequence[Tensor]) -> tuple[int, int | None]:
     """Which output a result is, or which entry of which it is."""
     for number, holder in enumerate(outputs):
         if x is holder:
             return number, None
         if _lies_in(x, holder) and not x.shape:
             return number, (x.data_ptr() - holder.data_ptr()) // x.element_size()
-    return None
+    raise ValueError("a result lies in nothing that the call allocated")
 
 
-def _launcher() -> Callable[[Any, tuple[int, ...], tuple[Any, ...]], None]:
-    """How to launch now: past Triton's own checks, unless somebody listens to launches."""
+def _launcher(device: torch.device) -> Callable[[Any, tuple[int, ...], tuple[Any, ...]], None]:
+    """How to launch now: as Triton's public way does, which looks up more than once a call needs.
+
+    That way itself where somebody listens to launches, and on devices whose driver is none of
+    Triton's own.
+    """
     from triton import knobs
     from triton.runtime import driver
 
     runtime = knobs.runtime
     hooks = (runtime.launch_enter_hook, runtime.launch_exit_hook)
-    if any(getattr(hook, "calls", hook) for hook in hooks):
+    if device.type == "xpu" or any(getattr(hook, "calls", hook) for hook in hooks):
         return _launch_as_public
     active = driver.active
     stream = active.get_current_stream(active.get_current_device())
