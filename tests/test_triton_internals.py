@@ -197,6 +197,10 @@ REPEATED = [
         ("cosine", "frobenius(center=True)", "l1"), "tiled", None, id="centered-tiled",
     ),
     pytest.param(
+        lambda seed: bank(seed, 18, 5, keys=7, teacher_dim=4),
+        ("gram", "frobenius(center=True)", "l1"), "dense", 12, id="centered-features",
+    ),
+    pytest.param(
         lambda seed: pair(seed, 18, 5, teacher_dim=4), ("euclidean", "mean", "smooth_l1"),
         "dense", 3, id="self",
     ),
@@ -327,6 +331,9 @@ SHAPED_FOR_GPUS = [
         lambda: bank(14, 3, 5, keys=1100, teacher_dim=3), ("gram", "softmax", "kl"), id="many-keys"
     ),
     pytest.param(lambda: bank(15, 33, 5, keys=260, teacher_dim=3), ("sqeuclidean", "max", "mse")),
+    pytest.param(
+        lambda: pair(16, 35, 19, teacher_dim=3), ("gram", "frobenius(center=True)", "smooth_l1")
+    ),
 ]
 
 
