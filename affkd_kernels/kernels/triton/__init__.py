@@ -11,8 +11,8 @@ The parts, from the outside in:
 - ``prepare``, ``sweeps``, ``gradients``, ``product``: kernels over items and pairs;
   ``combine``, ``centering``, ``finish``: small kernels between them; ``angle``: RKD's angle loss.
 - ``runs``, ``tiles``, ``affinities``, ``stages`` and ``scalings``: what these kernels are made of;
-  ``choices``, ``items`` and ``layout``: what they are compiled for and given; ``toolchain``: whether
-  they can be compiled.
+  ``choices``, ``items`` and ``layout``: what they are compiled for and given; ``toolchain``:
+  whether they can be compiled.
 
 Importing this module imports no Triton. Without a GPU the kernels run in Triton's interpreter where
 TRITON_INTERPRET=1 was set before Triton was imported.
