@@ -130,13 +130,11 @@ def assert_alike(argument: Any, first: Any, moved: dict[int, int]) -> None:
 
 
 @pytest.mark.parametrize("algorithm", ["dense", "tiled"])
-def test_every_triple_can_be_launched_again(
-    algorithm: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_call_can_be_launched_again(algorithm: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """With its own tensors in the places of inputs and results, a replay has the same arguments."""
     monkeypatch.setattr(replay, "_launcher", lambda device: lambda *launch: launched.append(launch))
     keys, student = torch.randn(1, 6, 4), torch.randn(1, 9, 4)
-    for triple in valid_triples():
+    for triple in valid_triples()[algorithm == "tiled" :: 4]:
         spec = make_spec(*triple.build(), items="tokens")
         for bank in (None, keys):
             inputs, _ = canonical_inputs(spec, student, student, bank, bank)
