@@ -40,6 +40,8 @@ _OTHER_FORMATS = (
     ("bfloat16 x float64", "ieee"),
 )
 ANGLE = "rkd_angle"
+# a batch and a length whose pairs are held, and worked on in three launches
+EVERYDAY = (256, 512)
 # losses that together use every kind of stage
 _SELF = ("pkt", "rkd_distance", "rbf_frobenius", "sp", "irg_edge", "cka")
 _CROSS = ("compress", "clip_affinity")
@@ -48,6 +50,7 @@ _WIDEST = (
     "rbf / row_sum / kl(direction='symmetric')",
     "polynomial(degree=3) / row_l1 / smooth_l1",
     "rbf / frobenius(center=True) / l1",
+    "gram / frobenius(center=True) / l1",
 )
 
 
@@ -96,11 +99,22 @@ def all_compilations() -> Iterator[Compilation]:
                 yield Compilation(method, dtype, precision, algorithm, (512, 128), 4096)
             # lengths and strides that no vector load divides
             yield Compilation("pkt", dtype, precision, algorithm, (4095, 511))
+            if algorithm == "dense":
+                for method in (*_SELF, *_CROSS):
+                    keys = 1024 if method in _CROSS else 0
+                    yield Compilation(method, dtype, precision, algorithm, EVERYDAY, keys)
+                yield Compilation("pkt", dtype, precision, algorithm, (127, 511))
+                for items in (512, 1024):
+                    yield Compilation("pkt", dtype, precision, algorithm, (items, 512))
         for method in _WIDEST:
             yield Compilation(method, "float32", "tf32x3", algorithm)
+            if algorithm == "dense":
+                yield Compilation(method, "float32", "tf32x3", algorithm, EVERYDAY)
         for dtype, precision in _OTHER_FORMATS:
             for method in ("pkt", "cka"):
                 yield Compilation(method, dtype, precision, algorithm)
+                if algorithm == "dense":
+                    yield Compilation(method, dtype, precision, algorithm, EVERYDAY)
     for dtype in ("float32", "float64"):
         yield Compilation(ANGLE, dtype, "ieee", "tiled")
 
@@ -108,6 +122,9 @@ def all_compilations() -> Iterator[Compilation]:
 def some_compilations() -> Iterator[Compilation]:
     """A loss of each kind, and each dtype and algorithm once."""
     yield Compilation("pkt", "float32", "tf32x3", "dense")
+    yield Compilation("pkt", "float32", "tf32x3", "dense", EVERYDAY)
+    yield Compilation("rkd_distance", "bfloat16", "ieee", "dense", EVERYDAY)
+    yield Compilation("compress", "float32", "ieee", "dense", EVERYDAY, 1024)
     yield Compilation("rkd_distance", "bfloat16", "ieee", "tiled")
     yield Compilation("compress", "float32", "ieee", "tiled", (512, 128), 4096)
     yield Compilation("sp", "bfloat16 x float64", "ieee", "dense")

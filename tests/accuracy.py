@@ -4,11 +4,15 @@ Prints, for each affinity and implementation that runs here, how many triples ke
 the largest errors beside those of the float32 reference. An error is relative to the reference in
 float64: of the loss, and of the student's gradient in norms. The rule: at most twice the float32
 reference's own error plus 1e-6. Without a GPU the Triton kernels run in Triton's interpreter.
+
+``--every 4 --start 0 --save errors.jsonl``, and so on up to ``--start 3``, does it in parts;
+``--load errors.jsonl`` then prints what all of them found.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import sys
 from collections import defaultdict
@@ -50,6 +54,10 @@ class Tried(NamedTuple):
         return all(own <= ALLOWED_RATIO * other + ALLOWED_EXTRA for own, other in pairs)
 
 
+# by the number of the triple and the implementation
+Results = dict[tuple[int, str], Tried]
+
+
 def plain() -> tuple[Tensor, Tensor]:
     """Independent features, of length 1 on average."""
     student, teacher = long()
@@ -85,23 +93,43 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python tests/accuracy.py", description=__doc__)
     parser.add_argument("--data", choices=DATA, default="plain", help="what the features are like")
     parser.add_argument("--every", type=int, default=1, help="take one of so many triples")
+    parser.add_argument("--start", type=int, default=0, help="from this one on")
     parser.add_argument("--only", default="", help="implementations whose name begins so")
+    parser.add_argument("--save", type=Path, help="add the errors to this file, a line each")
+    parser.add_argument("--load", type=Path, help="print what was saved, and evaluate nothing")
     options = parser.parse_args(arguments)
+    if options.load:
+        _print(_loaded(options.load))
+        return 0
     names = [
         name
         for name in IMPLEMENTATIONS
         if name.startswith(options.only) and name != "reference" and why_unusable(name) is None
     ]
-    tried: dict[tuple[str, str], list[Tried]] = defaultdict(list)
-    for triple in valid_triples()[:: options.every]:
+    tried = {}
+    for number, triple in list(enumerate(valid_triples()))[options.start :: options.every]:
         for name, result in _try(triple, names, DATA[options.data]).items():
-            tried[triple.affinity.name, name].append(result)
-    _print_table(tried)
-    failing = [(name, one) for (_, name), all_of in tried.items() for one in all_of]
-    for name, one in failing:
-        if not one.passes:
-            print(f"{name}: {one.triple}: {one.error}, the reference's {one.reference}")
+            tried[number, name] = result
+            if options.save:
+                _save(options.save, number, name, result)
+    _print(tried)
     return 0
+
+
+def _save(path: Path, number: int, name: str, result: Tried) -> None:
+    entry = [number, name, str(result.triple), *result[1:]]
+    with path.open("a") as file:
+        print(json.dumps(entry), file=file)
+
+
+def _loaded(path: Path) -> Results:
+    """What was saved, in the order of the triples; of what was found twice the last."""
+    triples, tried = valid_triples(), {}
+    for number, name, triple, error, reference in map(json.loads, path.read_text().splitlines()):
+        if str(triples[number]) != triple:
+            raise ValueError(f"{path} is of other triples: {triple} is not number {number} here")
+        tried[number, name] = Tried(triples[number], Error(*error), Error(*reference))
+    return dict(sorted(tried.items()))
 
 
 def _try(
@@ -139,10 +167,14 @@ def _error(values: tuple[Tensor, Tensor], truth: tuple[Tensor, Tensor]) -> Error
     )
 
 
-def _print_table(tried: dict[tuple[str, str], list[Tried]]) -> None:
+def _print(tried: Results) -> None:
+    """The table, and every triple that breaks the rule."""
+    groups: dict[tuple[str, str], list[Tried]] = defaultdict(list)
+    for (_, name), one in tried.items():
+        groups[one.triple.affinity.name, name].append(one)
     print("| affinity | implementation | triples | within | loss | ref. | gradient | ref. |")
     print("| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: |")
-    for (affinity, name), results in tried.items():
+    for (affinity, name), results in groups.items():
         largest = [
             max(getattr(getattr(one, of), part) for one in results)
             for part in ("loss", "gradient")
@@ -151,6 +183,9 @@ def _print_table(tried: dict[tuple[str, str], list[Tried]]) -> None:
         within = sum(one.passes for one in results)
         figures = " | ".join(f"{error:.1e}" for error in largest)
         print(f"| {affinity} | {name} | {len(results)} | {within} | {figures} |")
+    for (_, name), one in tried.items():
+        if not one.passes:
+            print(f"{name}: {one.triple}: {one.error}, the reference's {one.reference}")
 
 
 if __name__ == "__main__":

@@ -174,15 +174,21 @@ def test_half_precision_features_are_exact_inputs(dtype: torch.dtype, how: dict[
     assert error((gradient, gradient), (exact[1], exact[1])) < 2 * torch.finfo(dtype).eps
 
 
-@pytest.mark.parametrize("name", ["sp", "pkt", "rkd_distance", "cc", "rbf_frobenius", "irg_edge"])
-def test_the_everyday_batch_takes_three_launches(name: str) -> None:
+EVERYDAY = ("sp", "pkt", "rkd_distance", "cc", "rbf_frobenius")
+
+
+@pytest.mark.parametrize(
+    "name, backend",
+    [*((name, backend) for name in EVERYDAY for backend in ("cpp", "triton")), ("irg_edge", "cpp")],
+)
+def test_the_everyday_batch_takes_three_launches(name: str, backend: str) -> None:
     from benchmarks.rates import count_launches
 
-    if missing("cpp", "cuda"):
-        pytest.skip(str(missing("cpp", "cuda")))
+    if missing(backend, "cuda"):
+        pytest.skip(str(missing(backend, "cuda")))
     spec = preset(name).spec
     inputs, _ = canonical_inputs(spec, features(256, 512), features(256, 512, seed=1))
-    kernels = module_of("cpp", "cuda")
+    kernels = module_of(backend, "cuda")
     launches = count_launches(lambda: kernels.loss_and_grad(spec, inputs, Needs(), "dense"))
     if launches is None:
         pytest.skip("launches cannot be traced here")

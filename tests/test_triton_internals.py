@@ -6,13 +6,15 @@ That they compute the right numbers is shown by the tests that all implementatio
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import dataclasses
+import types
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import torch
-from case_inputs import bank, pair
+from case_inputs import bank, mask, pair
 from torch import Tensor
 
 from affkd_kernels.inputs import canonical_inputs
@@ -34,20 +36,23 @@ from affkd_kernels.kernels.triton import (  # noqa: E402
     call,
     choices,
     configs,
+    grams,
     launch,
-    panels,
+    multiply,
     plan,
+    replay,
+    rows,
     stages,
     sweeps,
 )
 
 
 def evaluate(inputs: Any, triple: tuple[str, str, str], algorithm: str, **options: Any) -> Any:
-    keys = {k: v for k, v in inputs.options.items() if k.endswith("keys")}
-    static = {k: v for k, v in inputs.options.items() if not k.endswith("keys")}
+    tensors = {k: v for k, v in inputs.options.items() if isinstance(v, Tensor)}
+    static = {k: v for k, v in inputs.options.items() if k not in tensors}
     spec = make_spec(*triple, **static, **options)
-    canonical, _ = canonical_inputs(spec, *inputs.features, **keys)
-    needs = Needs(student=True, student_keys=bool(keys))
+    canonical, _ = canonical_inputs(spec, *inputs.features, **tensors)
+    needs = Needs(student=True, student_keys="student_keys" in tensors)
     return kernels.loss_and_grad(spec, canonical, needs, algorithm)
 
 
@@ -100,25 +105,43 @@ def test_panels_of_any_size_give_the_same(make: Any, limit: int, triple: Any) ->
     assert_close(evaluate(make(), triple, "tiled", max_workspace_bytes=limit), whole, 1e-12)
 
 
+def at_address(argument: Any, like: Any) -> Any:
+    """An argument of a launch, with tensors where it has addresses: as many as `like` has.
+
+    Of one entry each, as the interpreter, which knows no bounds, tells storages by their address.
+    """
+    if isinstance(like, tuple):
+        entries = [at_address(*both) for both in zip(argument, like, strict=True)]
+        return type(like)(*entries) if hasattr(like, "_fields") else tuple(entries)
+    if not isinstance(like, Tensor) or isinstance(argument, Tensor) or not like.numel():
+        return like if isinstance(like, Tensor) and not like.numel() else argument
+    buffer = (ctypes.c_char * like.element_size()).from_address(argument)
+    return torch.frombuffer(buffer, dtype=like.dtype)
+
+
 class Compiled:
     """Stands for a compiled kernel, which is launched with all arguments in order."""
 
     launches: list[Any] = []
+    function, packed_metadata = "function", "metadata"
 
-    def __init__(self, kernel: Any, n_spills: int) -> None:
-        self.kernel, self.n_spills = kernel, n_spills
+    def __init__(self, kernel: Any, n_spills: int, arguments: Any) -> None:
+        self.kernel, self.n_spills, self.arguments = kernel, n_spills, arguments
 
     def _init_handles(self) -> None:
         pass
 
     def __getitem__(self, grid: tuple[int, int, int]) -> Any:
-        assert len(grid) == 3
+        return lambda *args: self.run(
+            *grid, "stream", self.function, self.packed_metadata, None, None, None, *args
+        )
 
-        def launch(*args: Any) -> None:
-            Compiled.launches.append(self)
-            self.kernel[grid](*args)
-
-        return launch
+    def run(self, x: int, y: int, z: int, *rest: Any) -> None:
+        assert rest[:6] == ("stream", "function", "metadata", None, None, None)
+        Compiled.launches.append(self)
+        count, args = len(self.arguments), rest[6:]
+        given = [at_address(*both) for both in zip(args[:count], self.arguments, strict=True)]
+        self.kernel[(x, y, z)](*given, *args[count:])
 
 
 class Jitted:
@@ -131,16 +154,31 @@ class Jitted:
 
     def warmup(self, *args: Any, grid: Any, **choices: Any) -> Compiled:
         Jitted.compiled += 1
-        return Compiled(self.kernel, n_spills=0 if "maxnreg" in choices else 8)
+        return Compiled(self.kernel, 0 if "maxnreg" in choices else 8, args)
+
+
+_empty = torch.empty
+
+
+def poisoned_bytes(*args: Any, **options: Any) -> Tensor:
+    x = _empty(*args, **options)
+    return x.fill_(0xFF) if x.dtype == torch.uint8 else x
 
 
 @pytest.fixture
 def jitted_kernels(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     from affkd_kernels.kernels.triton import centering, combine, finish, gradients, prepare, product
 
-    for module in (centering, combine, finish, gradients, prepare, product, sweeps):
+    whole = (centering, combine, finish, gradients, grams, multiply, prepare, product, rows, sweeps)
+    for module in whole:
         for name in [name for name in vars(module) if name.endswith("_kernel")]:
             monkeypatch.setattr(module, name, Jitted(getattr(module, name)))
+    device = types.SimpleNamespace(
+        get_current_device=lambda: 0, get_current_stream=lambda device: "stream"
+    )
+    # a workspace of bytes, all of which a kernel has to write before it reads them
+    monkeypatch.setattr(replay.torch, "empty", poisoned_bytes)
+    monkeypatch.setattr("triton.runtime.driver", types.SimpleNamespace(active=device))
     Jitted.compiled = 0
     Compiled.launches = []
     plan.make_plan.cache_clear()
@@ -148,23 +186,81 @@ def jitted_kernels(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     plan.make_plan.cache_clear()
 
 
-@pytest.mark.parametrize("algorithm", ["dense", "tiled"])
-def test_every_call_launches_what_the_first_compiled(algorithm: str, jitted_kernels: None) -> None:
-    inputs = bank(6, 18, 5, keys=7, teacher_dim=4)
-    triple = ("cosine", "frobenius(center=True)", "l1")
-    first = evaluate(inputs, triple, algorithm)
+REPEATED = [
+    # inputs from a seed, triple, algorithm, launches of loss and gradients
+    pytest.param(
+        lambda seed: bank(seed, 18, 5, keys=7, teacher_dim=4),
+        ("cosine", "frobenius(center=True)", "l1"), "dense", None, id="centered-dense",
+    ),
+    pytest.param(
+        lambda seed: bank(seed, 18, 5, keys=7, teacher_dim=4),
+        ("cosine", "frobenius(center=True)", "l1"), "tiled", None, id="centered-tiled",
+    ),
+    pytest.param(
+        lambda seed: bank(seed, 18, 5, keys=7, teacher_dim=4),
+        ("gram", "frobenius(center=True)", "l1"), "dense", 12, id="centered-features",
+    ),
+    pytest.param(
+        lambda seed: pair(seed, 18, 5, teacher_dim=4), ("euclidean", "mean", "smooth_l1"),
+        "dense", 3, id="self",
+    ),
+    pytest.param(
+        lambda seed: bank(seed, 18, 5, keys=7, teacher_dim=4), ("cosine", "softmax", "kl"),
+        "dense", 4, id="cross",
+    ),
+    pytest.param(
+        lambda seed: pair(seed, 2, 18, 5, items="tokens", mask=mask(seed, 2, 18)),
+        ("rbf(unit=False)", "row_sum", "kl"), "dense", 3, id="masked",
+    ),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("make, triple, algorithm, count", REPEATED)
+def test_every_call_launches_what_the_first_compiled(
+    make: Any, triple: Any, algorithm: str, count: int | None, jitted_kernels: None
+) -> None:
+    """With the new call's tensors in place of the first one's, all of which still exist."""
+    first = evaluate(make(6), triple, algorithm)
     launched, compiled = Compiled.launches, Jitted.compiled
-    assert len(launched) > 5 and compiled == 2 * len(launched)
+    assert len(launched) == count if count else len(launched) > 5
+    assert compiled == 2 * len(launched)
     # two binaries of a kernel may round differently: not even the first call takes what spills
     assert not any(one.n_spills for one in launched)
     Compiled.launches = []
-    inputs.student.mul_(2.0)
-    doubled = evaluate(inputs, triple, algorithm)
-    assert Compiled.launches == launched and Jitted.compiled == compiled
-    # a cosine knows no length, and its gradient halves
-    assert_close(doubled._replace(grad_student=2 * doubled.grad_student), first, 1e-12)
-    evaluate(pair(7, 18, 5), triple, algorithm)
-    assert Jitted.compiled > compiled
+    other = evaluate(make(7), triple, algorithm)
+    again = evaluate(make(6), triple, algorithm)
+    assert Compiled.launches == 2 * launched and Jitted.compiled == compiled
+    assert all(x is y is None or torch.equal(x, y) for x, y in zip(again, first, strict=True))
+    plan.make_plan.cache_clear()
+    assert_close(other, evaluate(make(7), triple, algorithm), 0)
+    assert not torch.equal(other.loss, first.loss)
+
+
+@pytest.mark.parametrize("algorithm", ["dense", "tiled"])
+def test_later_calls_read_what_has_to_be_copied_anew(algorithm: str, jitted_kernels: None) -> None:
+    """Columns in place of rows, a weight of another dtype, scales; and one tensor on both sides."""
+    spec = make_spec("gram", "row_l2", "mse", reduction="none")
+    needs = Needs(student=True, student_scale=True)
+
+    def inputs(seed: int, *, alike: bool) -> Any:
+        student, teacher = torch.randn(2, 5, 18, generator=torch.manual_seed(seed)).mT.unbind(0)
+        canonical, _ = canonical_inputs(
+            spec, student, student if alike else teacher, row_weight=torch.rand(18).half(),
+            student_scale=torch.rand(()), teacher_scale=torch.rand(()),
+        )  # fmt: skip
+        return canonical
+
+    for calls, alike in enumerate((True, False, False)):
+        given = inputs(calls, alike=alike)
+        ours = kernels.loss_and_grad(spec, given, needs, algorithm)
+        losses = kernels.row_losses(spec, given, algorithm)
+        compiled = Jitted.compiled
+        plan.make_plan.cache_clear()
+        assert_close(kernels.loss_and_grad(spec, given, needs, algorithm), ours, 0)
+        assert torch.equal(kernels.row_losses(spec, given, algorithm), losses)
+        torch.testing.assert_close(losses.sum(), ours.loss)
+        # only where there is no plan, and in the first call
+        assert Jitted.compiled > compiled
 
 
 def test_other_strides_or_alignments_are_compiled_anew(jitted_kernels: None) -> None:
@@ -225,6 +321,33 @@ def plan_of(triple: tuple[str, str, str]) -> plan.Plan:
     return plan.Plan(plan.Form.of(spec, inputs, Needs(student=True), "dense", 1.0))
 
 
+SHAPED_FOR_GPUS = [
+    pytest.param(lambda: pair(11, 70, 40, teacher_dim=33), ("euclidean", "mean", "smooth_l1")),
+    pytest.param(
+        lambda: pair(12, 2, 40, 19, items="tokens", mask=mask(3, 2, 40)), ("cosine", "row_l1", "l1")
+    ),
+    pytest.param(lambda: bank(13, 35, 19, keys=600, teacher_dim=3), ("rbf", "frobenius", "mse")),
+    pytest.param(
+        lambda: bank(14, 3, 5, keys=1100, teacher_dim=3), ("gram", "softmax", "kl"), id="many-keys"
+    ),
+    pytest.param(lambda: bank(15, 33, 5, keys=260, teacher_dim=3), ("sqeuclidean", "max", "mse")),
+    pytest.param(
+        lambda: pair(16, 35, 19, teacher_dim=3), ("gram", "frobenius(center=True)", "smooth_l1")
+    ),
+]
+
+
+@pytest.mark.parametrize("capability", [80, 90])
+@pytest.mark.parametrize("make, triple", SHAPED_FOR_GPUS)
+def test_tiles_have_the_shapes_of_gpus(
+    make: Any, triple: Any, capability: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those of the interpreter are fewer and larger."""
+    expected = evaluate(make(), triple, "dense")
+    monkeypatch.setattr(configs, "architecture", lambda device: (capability, 132))
+    assert_close(evaluate(make(), triple, "dense"), expected, 1e-12)
+
+
 class Grids(call.Call):
     """A call whose launches are not done."""
 
@@ -255,8 +378,8 @@ def test_a_gpu_takes_every_grid(
     needs = Needs(student=True, student_keys=bool(keys))
     form = plan.Form.of(spec, inputs, needs, algorithm, 1.0)
     Grids.grids = []
-    panels.loss_and_grad(Grids(plan.Plan(form), inputs), needs)
-    assert len(Grids.grids) > 3
+    launch.compute(Grids(plan.Plan(form), inputs), needs)
+    assert len(Grids.grids) > 2
     for grid in Grids.grids:
         assert grid[0] < 1 << 31 and all(count < 1 << 16 for count in grid[1:])
 

@@ -2,14 +2,17 @@
 
 The parts, from the outside in:
 
-- ``launch``: the entry points; ``plan``: what calls of one form share; ``call`` and ``panels``: the
-  launches of forward and backward; ``configs``: tile sizes by architecture; ``ahead``: the same
-  launches written down, to be compiled without a GPU.
+- ``launch``: the entry points; ``plan``: what calls of one form share; ``replay``: how a call is
+  done again; ``configs``: tile sizes by architecture; ``ahead``: the same launches written down, to
+  be compiled without a GPU.
+- ``call``: the launches up to the loss; ``stash``: those of an everyday batch, three of them;
+  ``panels``: those of any other's backward.
+- ``grams``, ``rows``, ``multiply``: the kernels of an everyday batch.
 - ``prepare``, ``sweeps``, ``gradients``, ``product``: kernels over items and pairs;
   ``combine``, ``centering``, ``finish``: small kernels between them; ``angle``: RKD's angle loss.
-- ``runs``, ``tiles`` and ``stages``: what these kernels are made of; ``choices`` and ``layout``:
-  what they are compiled for, and where things lie in memory; ``toolchain``: whether they can be
-  compiled.
+- ``runs``, ``tiles``, ``affinities``, ``stages`` and ``scalings``: what these kernels are made of;
+  ``choices``, ``items`` and ``layout``: what they are compiled for and given; ``toolchain``:
+  whether they can be compiled.
 
 Importing this module imports no Triton. Without a GPU the kernels run in Triton's interpreter where
 TRITON_INTERPRET=1 was set before Triton was imported.

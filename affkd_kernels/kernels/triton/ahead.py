@@ -16,9 +16,10 @@ from torch import Tensor
 from ...inputs import Inputs
 from ...spec import LossSpec
 from ..result import Needs
-from . import angle, panels
+from . import angle
 from .call import Call
 from .configs import Config
+from .launch import compute
 from .plan import Form, Plan, of_one_width
 
 _POINTERS = {
@@ -85,11 +86,7 @@ def kernels_of(
     form = Form.of(spec, inputs, needs, algorithm, 1.0)
     form = form._replace(capability=capability, precision=precision)
     call = Recording(Plan(form), inputs)
-    if any(needs):
-        panels.loss_and_grad(call, needs)
-    else:
-        call.statistics()
-        call.losses()
+    compute(call, needs)
     seen = set()
     for record in call.records:
         key = repr(record)

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ...inputs import Inputs
-from . import centering, combine, finish, prepare, sweeps
+from . import centering, combine, finish, grams, prepare, sweeps
 from .configs import Config
+from .items import Items, Sums, item_strides, readable, same_place, side_of
 from .layout import (
     COLUMN_TERMS,
     ITEM_TERMS,
@@ -19,9 +20,9 @@ from .layout import (
     ROW_TERMS,
     STATISTIC_PARTS,
     Pairs,
-    Side,
 )
 from .plan import Plan, blocks_of, compile_kernel
+from .replay import Launch, Replay
 
 # items a program prepares, features at a time, and rows that a combining program takes
 ITEMS, FEATURES, ROWS = 16, 64, 128
@@ -31,77 +32,41 @@ SUM_PARTS, SUM_ITEMS = 32, 128
 SINGLE_PROGRAM = 1 << 14
 
 
-# of rows: addresses inside a tile are 32-bit
-MAX_STRIDE = 1 << 24
-
-
-class ItemStrides(NamedTuple):
-    """Of the features [N, items, D] of student and teacher."""
-
-    student_row: int
-    student_matrix: int
-    student_dim: int
-    teacher_row: int
-    teacher_matrix: int
-    teacher_dim: int
-
-
-class Items(NamedTuple):
-    """Queries or keys of both sides."""
-
-    student: Tensor  # [N, items, Ds]
-    teacher: Tensor  # [N, items, Dt]
-    mask: Tensor | None  # [N, items]
-    terms: Tensor  # [N * items, ITEM_TERMS]
-
-    @property
-    def size(self) -> int:
-        return self.student.shape[1]
-
-
-class Sums(NamedTuple):
-    """Sums [N, parts, D + 1] of the items of both sides."""
-
-    student: Tensor
-    teacher: Tensor
-    parts: int
-
-
 class Call:
     """The tensors of one call and the steps that compute its loss."""
 
     def __init__(self, plan: Plan, inputs: Inputs) -> None:
         self.plan, self.how = plan, plan.how
-        self.launched: list[Any] = []
-        self.pair_mask = _contiguous(inputs.pair_mask)
-        self.row_weight = inputs.row_weight
-        if self.row_weight is not None:
-            self.row_weight = self.row_weight.detach().to(plan.dtype).contiguous()
-        self.numbers = torch.empty(len(plan.numbers), dtype=torch.float64, device=plan.form.device)
+        self.given, self.inputs = inputs, readable(inputs, plan.dtype)
+        # what a replay starts from; the interpreter compiles nothing
+        self.allocated: list[Tensor] = []
+        self.launched: list[Launch] = []
+        self.interpreted = False
+        inputs = self.inputs
+        self.numbers = self.empty(len(plan.numbers), dtype=torch.float64)
         scales = (inputs.student_scale, inputs.teacher_scale)
+        self.scaled = tuple(given is not None for given in scales)
         self.scales = tuple(
-            self.numbers[i] if given is None else given.detach() for i, given in enumerate(scales)
+            self.numbers[i] if given is None else given for i, given in enumerate(scales)
         )
         n, q, k = plan.matrices, plan.queries, plan.keys
-        self.row_terms = plan.empty(n * q, int(ROW_TERMS))
-        self.matrix_terms = plan.empty(n, int(MATRIX_TERMS))
-        self.column_terms = plan.empty(n * k, int(COLUMN_TERMS)) if self.how.centered else None
+        self.row_terms = self.numbers if plan.stashed else self.empty(n * q, int(ROW_TERMS))
+        self.matrix_terms = self.empty(n, int(MATRIX_TERMS))
+        self.column_terms = self.empty(n * k, int(COLUMN_TERMS)) if self.how.centered else None
         self.queries = self._items(inputs.student, inputs.teacher, inputs.mask)
         self.keys = self.queries
         if inputs.student_keys is not None and inputs.teacher_keys is not None:
             self.keys = self._items(inputs.student_keys, inputs.teacher_keys, inputs.key_mask)
-        self._prepare()
-        self.values: tuple[Tensor, Tensor] | None = None
+        if plan.prepared:
+            self._prepare()
+        self.held: tuple[Tensor, Tensor] | None = None
         if plan.dense:
-            self.values = (plan.empty(n, q, k), plan.empty(n, q, k))
+            self.held = (self.empty(n, q, k), self.empty(n, q, k))
         self.pairs = self._pairs()
+        self.states = self.poison = self.numbers
+        self.states_count = self.poison_count = 0
         if plan.dense:
-            shape = plan.tiles.shape
-            self.launch(
-                sweeps.values_kernel,
-                (n * blocks_of(q, shape.rows) * blocks_of(k, shape.columns),),
-                self.pairs, q, k, plan.offset, config=plan.tiles, SHAPE=shape,
-            )  # fmt: skip
+            self._hold_pairs()
 
     def launch(
         self,
@@ -113,23 +78,27 @@ class Call:
     ) -> None:
         """Launch a kernel; `constants` in the order of its signature, after HOW."""
         constants = {"HOW": self.how, **constants}
-        known = self.plan.compiled
-        if known:
-            # the form of the call determines all that the JIT would look at
-            compiled = known[len(self.launched)]
-        else:
-            options = self.plan.small_options if config is None else config.options
-            compiled = compile_kernel(kernel, grid, args, constants, options)
+        options = self.plan.small_options if config is None else config.options
+        compiled = compile_kernel(kernel, grid, args, constants, options)
         if compiled is None:
+            self.interpreted = True
             kernel[grid](*args, **constants)
         else:
-            compiled[(*grid, 1, 1)[:3]](*args, *constants.values())
-        self.launched.append(compiled)
+            whole_grid, arguments = (*grid, 1, 1)[:3], (*args, *constants.values())
+            compiled[whole_grid](*arguments)
+            self.launched.append(Launch(compiled, whole_grid, arguments))
 
-    def finished(self) -> None:
-        """Keeps the compiled kernels for the next call; the interpreter has none."""
-        if None not in self.launched:
-            self.plan.compiled = tuple(self.launched)
+    def empty(self, *shape: int, dtype: torch.dtype | None = None) -> Tensor:
+        """In the dtype of the computation, if not another."""
+        x = torch.empty(shape, dtype=dtype or self.plan.dtype, device=self.plan.form.device)
+        self.allocated.append(x)
+        return x
+
+    def finished(self, *results: Tensor | None) -> None:
+        """Keeps what the next call of the same form needs."""
+        if not self.interpreted:
+            self.plan.replay = Replay(self.inputs, self.allocated, self.launched, results)
+            self.plan.reads_as_given = all(map(same_place, self.given, self.inputs))
 
     def sweep(self, kernel: Any, grid: tuple[int, ...], *args: Any, **constants: Any) -> None:
         """Launch a kernel that goes over tiles of pairs."""
@@ -142,11 +111,14 @@ class Call:
 
     def _items(self, student: Tensor, teacher: Tensor, mask: Tensor | None) -> Items:
         n, count = student.shape[:2]
-        terms = self.plan.empty(n * count, int(ITEM_TERMS))
-        return Items(_rows(student), _rows(teacher), _contiguous(mask), terms)
+        terms = self.empty(n * count, int(ITEM_TERMS))
+        return Items(student, teacher, mask, terms)
 
     def _prepare(self) -> None:
-        key_sums = sums = self._sums(self.keys)
+        sums = Sums(self.numbers, self.numbers, 1)
+        if self.plan.copied:
+            sums = self._sums(self.keys)
+        key_sums = sums
         if self.how.centered_features and not self.plan.self_affinity:
             sums = self._sums(self.queries)
         queries = self._prepared(self.queries, sums, key_sums)
@@ -156,64 +128,89 @@ class Call:
             self.keys = queries
         self.queries = queries
 
-    def _sums(self, items: Items) -> Sums:
+    def _sums(self, items: Items, sides: int = 2) -> Sums:
+        """Of both sides, or of the student's alone."""
         plan = self.plan
-        if not self.how.copied:
-            return Sums(self.numbers, self.numbers, 1)
         parts = max(1, min(SUM_PARTS, items.size // SUM_ITEMS))
+        dims = (items.student.shape[2], items.teacher.shape[2])
         student, teacher = (
-            torch.empty(
-                (plan.matrices, parts, dim + 1), dtype=torch.float64, device=plan.form.device
-            )
-            for dim in (plan.student_dim, plan.teacher_dim)
+            self.empty(plan.matrices, parts, dim + 1, dtype=torch.float64) for dim in dims
         )
-        chunks = blocks_of(max(plan.student_dim, plan.teacher_dim, 1), FEATURES)
+        chunks = blocks_of(max(*dims, 1), FEATURES)
         self.launch(
-            prepare.sum_kernel, (plan.matrices * parts * chunks, 2), items.student, items.teacher,
-            self.or_dummy(items.mask), student, teacher, _item_strides(items), parts, chunks,
-            items.size, MASKED=items.mask is not None, ITEMS=ITEMS, FEATURES=FEATURES,
+            prepare.sum_kernel, (plan.matrices * parts * chunks, sides), items.student,
+            items.teacher, self.or_dummy(items.mask), student, teacher, item_strides(items), parts,
+            chunks, items.size, MASKED=items.mask is not None, ITEMS=ITEMS, FEATURES=FEATURES,
         )  # fmt: skip
         return Sums(student, teacher, parts)
 
     def _prepared(self, items: Items, sums: Sums, other_sums: Sums) -> Items:
         """Fills the terms of the items; their features may come back as centered copies."""
         copies = (items.student, items.teacher)
-        if self.how.copied:
-            copies = (self.plan.empty(*copies[0].shape), self.plan.empty(*copies[1].shape))
+        if self.plan.copied:
+            copies = (self.empty(*copies[0].shape), self.empty(*copies[1].shape))
         self.launch(
             prepare.prepare_kernel, (self.plan.matrices * blocks_of(items.size, ITEMS), 2),
             items.student, items.teacher, self.or_dummy(items.mask), copies, sums[:2],
-            other_sums[:2], items.terms, self.matrix_terms, self.numbers, _item_strides(items),
+            other_sums[:2], items.terms, self.matrix_terms, self.numbers, item_strides(items),
             sums.parts, other_sums.parts, items.size, *self.plan.numbers,
             MASKED=items.mask is not None, ITEMS=ITEMS, FEATURES=FEATURES,
         )  # fmt: skip
         return items._replace(student=copies[0], teacher=copies[1])
 
+    def through_centering(self, items: Items, gradient: Tensor) -> None:
+        """The student's gradient, so far that of items less their mean, in place."""
+        sums = self._sums(items._replace(student=gradient, teacher=gradient), 1)
+        self.launch(
+            prepare.center_kernel, (self.plan.matrices * blocks_of(items.size, ITEMS),), gradient,
+            self.or_dummy(items.mask), sums.student, sums.parts, items.size, gradient.shape[2],
+            MASKED=items.mask is not None, ITEMS=ITEMS, FEATURES=FEATURES,
+        )  # fmt: skip
+
     def _pairs(self) -> Pairs:
         queries, keys = self.queries, self.keys
-        student_values, teacher_values = self.values or (None, None)
+        student_held, teacher_held = self.held or (None, None)
         return Pairs(
-            student=_side(queries.student, keys.student, self.scales[0]),
-            teacher=_side(queries.teacher, keys.teacher, self.scales[1]),
+            student=side_of(queries.student, keys.student, self.scales[0]),
+            teacher=side_of(queries.teacher, keys.teacher, self.scales[1]),
             numbers=self.numbers,
             query_mask=self.or_dummy(queries.mask),
             key_mask=self.or_dummy(keys.mask),
-            pair_mask=self.or_dummy(self.pair_mask),
-            row_weight=self.or_dummy(self.row_weight),
+            pair_mask=self.or_dummy(self.inputs.pair_mask),
+            row_weight=self.or_dummy(self.inputs.row_weight),
             query_terms=queries.terms,
             key_terms=keys.terms,
             row_terms=self.row_terms,
             column_terms=self.or_dummy(self.column_terms),
-            student_values=self.or_dummy(student_values),
-            teacher_values=self.or_dummy(teacher_values),
+            student_held=self.or_dummy(student_held),
+            teacher_held=self.or_dummy(teacher_held),
         )
+
+    def _hold_pairs(self) -> None:
+        plan, shape = self.plan, self.plan.tiles.shape
+        row_blocks, column_blocks = (
+            blocks_of(plan.queries, shape.rows),
+            blocks_of(plan.keys, shape.columns),
+        )
+        self.states_count = row_blocks * column_blocks
+        if plan.stashed and self.how.whole:
+            self.states = self.empty(plan.matrices, 2, self.states_count, 2)
+        if not plan.prepared:
+            self.poison_count = 2 * (row_blocks + (0 if plan.self_affinity else column_blocks))
+            self.poison = self.empty(plan.matrices, self.poison_count)
+        self.launch(
+            grams.gram_kernel, (plan.matrices * self.states_count, 2), self.pairs, self.states,
+            self.poison, plan.queries, plan.keys, plan.offset, *plan.numbers, config=plan.tiles,
+            SHAPE=shape, PREPARED=plan.prepared, STASHED=plan.stashed,
+            STUDENT_SCALED=self.scaled[0], TEACHER_SCALED=self.scaled[1],
+        )  # fmt: skip
 
     def _row_sweep(self, kernel: Any, parts: int, **constants: Any) -> tuple[Tensor, int]:
         """The partial sums of a sweep over all rows, and into how many splits."""
         plan, shape = self.plan, self.plan.sweep.shape
         blocks = plan.matrices * blocks_of(plan.queries, shape.rows)
         splits, tiles = plan.splits(blocks, blocks_of(plan.keys, shape.columns))
-        partials = plan.empty(plan.matrices * plan.queries, splits, parts)
+        partials = self.empty(plan.matrices * plan.queries, splits, parts)
         self.sweep(
             kernel, (blocks * splits,), self.pairs, partials, plan.queries, plan.keys, plan.offset,
             tiles, HELD=plan.dense, **constants,
@@ -228,7 +225,7 @@ class Call:
         if not plan.self_affinity:
             blocks = plan.matrices * blocks_of(plan.keys, shape.columns)
             column_splits, tiles = plan.splits(blocks, blocks_of(plan.queries, shape.rows))
-            columns = plan.empty(plan.matrices * plan.keys, column_splits, int(MEAN_PARTS))
+            columns = self.empty(plan.matrices * plan.keys, column_splits, int(MEAN_PARTS))
             self.sweep(
                 kernel, (blocks * column_splits,), self.pairs, columns, plan.queries, plan.keys,
                 plan.offset, tiles, HELD=plan.dense, COLUMNS=True,
@@ -265,8 +262,8 @@ class Call:
         plan = self.plan
         single = plan.matrices == 1 and plan.queries * splits <= SINGLE_PROGRAM
         whole = single or self.how.whole
-        row_losses = plan.empty(plan.matrices, plan.queries)
-        totals = plan.empty(2)
+        row_losses = self.empty(plan.matrices, plan.queries)
+        totals = self.empty(2)
         programs = 1 if whole else blocks_of(plan.queries, ROWS)
         self.launch(
             finish.combine_losses_kernel, (plan.matrices * programs,), self.pairs, partials,
@@ -285,28 +282,3 @@ class Call:
             plan.matrices * plan.queries, plan.keys, plan.matrices,
             REDUCTION=plan.reduction, LOSS=loss, ROWS=1024,
         )  # fmt: skip
-
-
-def _rows(x: Tensor) -> Tensor:
-    """Features whose last dimension is contiguous, as the kernels read them."""
-    x = x.detach()
-    readable = x.stride(2) == 1 or x.shape[2] == 1
-    return x if readable and x.stride(1) < MAX_STRIDE else x.contiguous()
-
-
-def _contiguous(x: Tensor | None) -> Tensor | None:
-    return None if x is None else x.contiguous()
-
-
-def strides(x: Tensor) -> tuple[int, int]:
-    """Of rows and of matrices; of a single matrix 0, which compiles nothing anew."""
-    return x.stride(1), x.stride(0) if x.shape[0] > 1 else 0
-
-
-def _side(queries: Tensor, keys: Tensor, scale: Tensor) -> Side:
-    return Side(queries, keys, scale, *strides(queries), *strides(keys), queries.shape[2])
-
-
-def _item_strides(items: Items) -> ItemStrides:
-    x, y = items.student, items.teacher
-    return ItemStrides(*strides(x), x.shape[2], *strides(y), y.shape[2])

@@ -9,7 +9,7 @@ their mean. Only valid items count.
 import triton
 import triton.language as tl
 
-from .combine import total_part, valid_count
+from .combine import total_part
 from .layout import (
     COLUMN_TERMS,
     GRADIENT_COLUMN_MEAN,
@@ -20,6 +20,7 @@ from .layout import (
     STUDENT_MEAN,
     STUDENT_SQUARES,
 )
+from .scalings import valid_count
 
 
 @triton.jit

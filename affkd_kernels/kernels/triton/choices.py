@@ -117,13 +117,39 @@ class Choices:
         return self.closed_correction or not self.has_correction
 
     @property
+    def matrix_correction(self) -> bool:
+        """c is one of a whole matrix."""
+        return self.whole and self.has_correction
+
+    @property
+    def row_correction(self) -> bool:
+        """c is one of each row, and not the -1 of a softmax."""
+        known = self.softmax and self.known_correction
+        return self.has_correction and not self.whole and not known
+
+    @property
+    def exact_difference(self) -> bool:
+        """Whether s - t of nearly equal s and t, each an affinity times a number, keeps digits."""
+        return self.loss == "mse" and self.normalization not in ("none", "softmax")
+
+    @property
     def flat_diagonal(self) -> bool:
         return self.has_diagonal and (self.distance or self.diagonal == "zero")
 
     @property
+    def uncentered_slope(self) -> bool:
+        """Whether d loss / dP of a centered P is not centered as it is: with mse it is."""
+        return self.loss != "mse" or self.row_weight
+
+    @property
     def centered_gradient(self) -> bool:
-        """Whether dA needs centering: with mse it is centered as it is."""
-        return self.centered and not (self.loss == "mse" and not self.row_weight)
+        """Whether dA needs centering."""
+        return self.centered and self.uncentered_slope
+
+    @property
+    def centered_product(self) -> bool:
+        """Whether the gradient of the features needs it instead: that of centered ones."""
+        return self.centered_features and self.uncentered_slope
 
 
 @dataclass(frozen=True)
@@ -135,6 +161,8 @@ class Shape:
     inner: int
     precision: str  # of tl.dot
     upcast: bool  # operands to the computation dtype first
+    # below the diagonal of a self-affinity: the transpose of the tile above it, to the last bit
+    mirrored: bool = False
 
 
 def make_choices(
@@ -150,9 +178,8 @@ def make_choices(
     kind = stage.normalization_kind(spec.normalization)
     bound = stage.lower_bound(a)
     plain = (pair, unit, spec.diagonal, bound) == ("linear", False, "keep", None)
-    # centering the features of an inner product centers the matrix without its cancellation; with
-    # another loss the gradient would have to be centered too
-    centers = kind == "frobenius_centered" and plain and spec.loss.name == "mse" and not row_weight
+    # centering the features of an inner product centers the matrix without its cancellation
+    centers = kind == "frobenius_centered" and plain
     return Choices(
         pair=pair,
         unit=unit,

@@ -5,6 +5,7 @@ What ships compiles without spilling registers (tests/test_triton_aot.py).
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import os
 from collections.abc import Iterator
@@ -12,7 +13,7 @@ from typing import NamedTuple
 
 import torch
 
-from .choices import Choices, Shape
+from .choices import Shape
 
 # Triton reads it once, when it is imported
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
@@ -20,6 +21,10 @@ INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 PANEL_BYTES = 64 << 20
 # programs per multiprocessor that keep a GPU busy
 PROGRAMS = 2
+# a stash: rows of a matrix up to which a batch is an everyday one, where launches decide
+STASH_QUERIES = 1024
+# and how many parts the last kernel, and every program that needs a statistic, may have to add up
+STASH_PARTS, STASH_TILES = 16384, 8192
 # architectures with 228 KiB of shared memory and warp-group products, where a tile may be larger
 _LARGE = (90, 100)
 # registers that a thread may have where a kernel spills under the limit that it has at first
@@ -127,6 +132,40 @@ def product_config(capability: int, dtype: torch.dtype, precision: str) -> Confi
     return Config(Shape(64, 64, inner, precision, True), 8, 3)
 
 
+def stash_config(
+    capability: int, dtype: torch.dtype, precision: str, mixed: bool, aligned: bool
+) -> Config:
+    """Of the kernel that fills a stash, for which small tiles make programs enough."""
+    if capability == 0:
+        return _INTERPRETER
+    if dtype != torch.float32:
+        precision = "ieee"
+    if not aligned or (precision == "ieee" and dtype.itemsize > 2):
+        return Config(Shape(32, 32, 16, precision, mixed), 8, 2)
+    return Config(Shape(32, 32, 32, precision, mixed), 4, 3)
+
+
+def rows_config(capability: int, keys: int) -> Config:
+    """Of the kernel that takes whole rows of a stash, few at a time: there are programs enough."""
+    if capability == 0:
+        return _INTERPRETER
+    # four pairs a thread, and, up to 1024 keys, all of a row at once
+    columns = next((n for n in (128, 256, 512) if keys <= n), 1024)
+    shape = Shape(max(512 // columns, 1), columns, 16, "ieee", False)
+    return Config(shape, max(columns, 512) // 128, 1)
+
+
+def multiply_config(capability: int, dtype: torch.dtype, precision: str) -> Config:
+    """Of the product of a stash with features of a dtype."""
+    if capability == 0:
+        return _INTERPRETER
+    if dtype == torch.float64:
+        return Config(Shape(32, 32, 16, "ieee", True), 4, 2)
+    if dtype == torch.float16 and torch.version.hip is None:
+        precision = "tf32x3"
+    return Config(Shape(32, 32, 32, precision, True), 8, 2)
+
+
 def small_options(capability: int, dtype: torch.dtype) -> dict[str, int]:
     """Of the kernels that go over items or rows, not over pairs."""
     if capability == 0 or torch.version.hip is not None:
@@ -153,6 +192,15 @@ def splits_of(blocks: int, tiles: int, multiprocessors: int) -> tuple[int, int]:
     return -(-tiles // each), each
 
 
-def symmetric(how: Choices, precision: str) -> str:
-    """A precision whose products are symmetric to the last bit, where ties have to be seen."""
-    return "ieee" if how.largest and how.self_affinity and precision == "tf32x3" else precision
+def repeatable(config: Config, self_affinity: bool) -> Config:
+    """The same for every sweep of a call that compares its pairs with their maximum.
+
+    Of a self-affinity the tiles are square, so that those below the diagonal mirror those above:
+    the order in which a product adds up may depend on where in its tile a pair is. Turning a tile
+    takes registers, which shorter steps along the features save.
+    """
+    if not self_affinity:
+        return config
+    edge = min(config.shape.rows, config.shape.columns)
+    shape = dataclasses.replace(config.shape, rows=edge, columns=edge, inner=16, mirrored=True)
+    return config._replace(shape=shape)

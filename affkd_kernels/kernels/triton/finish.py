@@ -7,7 +7,7 @@ all gradients. Adds up in float64, always in the same order.
 import triton
 import triton.language as tl
 
-from .combine import row_weights, rows_of_program, store_correction, total_part
+from .combine import rows_of_program, store_correction, total_part
 from .layout import (
     CORRECTION,
     ITEM_TERMS,
@@ -20,6 +20,7 @@ from .layout import (
     TEACHER_ITEM,
     WEIGHT,
 )
+from .scalings import row_weights
 
 
 @triton.jit

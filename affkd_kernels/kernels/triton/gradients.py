@@ -6,6 +6,7 @@ import triton
 import triton.language as tl
 
 from . import stages
+from .affinities import lengths, less_means, tile_affinities
 from .layout import (
     AFFINITY_EPS,
     BETA,
@@ -21,36 +22,54 @@ from .layout import (
 )
 from .runs import Run, part_address, run_of, tile_of_run
 from .sweeps import normalized_pair, terms_of, tile_losses
-from .tiles import (
-    lengths,
-    less_means,
-    number,
-    on_diagonal,
-    pair_offsets,
-    taking_part,
-    tile_affinities,
-)
+from .tiles import number, on_diagonal, pair_offsets, taking_part
+
+
+@triton.jit
+def normalized_slope(pairs, a, b, terms, HOW: tl.constexpr):
+    """d loss / dP of the entries of rows with these terms (of a softmax, times P); and P."""
+    difference, s, log_s, t, log_t = normalized_pair(pairs, a, b, terms, HOW)
+    beta = number(pairs, BETA, HOW)
+    eps = number(pairs, LOG_EPS, HOW)
+    slope = stages.loss_slope(difference, s, log_s, t, log_t, beta, eps, HOW)
+    if HOW.row_weight:
+        slope = slope * terms.weight
+    return slope, s
+
+
+@triton.jit
+def slope_of_statistic(a, s, tile, terms, HOW: tl.constexpr):
+    """d statistic / dA, but for what is the same in a whole row."""
+    slope = stages.statistic_slope(a, s, terms.student_first, terms.student_second, HOW)
+    if HOW.normalization == "mean_offdiag" and HOW.has_diagonal:
+        slope = tl.where(on_diagonal(tile), 0.0, slope)
+    return slope
+
+
+@triton.jit
+def through_statistic(pairs, slope, terms, HOW: tl.constexpr):
+    """From P to A."""
+    if HOW.softmax:
+        return slope * number(pairs, STUDENT_INVERSE_TAU, HOW)
+    elif HOW.normalization != "none":
+        return slope * terms.student_first
+    else:
+        return slope
+
+
+@triton.jit
+def corrected_slope(pairs, a, b, tile, terms, HOW: tl.constexpr):
+    """d loss / dA of the entries of rows with these terms, c among them."""
+    slope, s = normalized_slope(pairs, a, b, terms, HOW)
+    if HOW.has_correction:
+        slope = slope - terms.correction * slope_of_statistic(a, s, tile, terms, HOW)
+    return through_statistic(pairs, slope, terms, HOW)
 
 
 @triton.jit
 def slope_in_rows(pairs, a, b, tile, HOW: tl.constexpr, AXIS: tl.constexpr):
     """d loss / dA of the pairs (i, j) as entries of row i, or of (j, i) as entries of row j."""
-    terms = terms_of(pairs, tile, HOW, AXIS)
-    s, log_s, t, log_t = normalized_pair(pairs, a, b, terms, HOW)
-    beta = number(pairs, BETA, HOW)
-    eps = number(pairs, LOG_EPS, HOW)
-    slope = stages.loss_slope(s, log_s, t, log_t, beta, eps, HOW)
-    if HOW.row_weight:
-        slope = slope * terms.weight
-    if HOW.has_correction:
-        statistic = stages.statistic_slope(a, s, terms.student_first, terms.student_second, HOW)
-        if HOW.normalization == "mean_offdiag" and HOW.has_diagonal:
-            statistic = tl.where(on_diagonal(tile), 0.0, statistic)
-        slope = slope - terms.correction * statistic
-    if HOW.softmax:
-        slope = slope * number(pairs, STUDENT_INVERSE_TAU, HOW)
-    elif HOW.normalization != "none":
-        slope = slope * terms.student_first
+    slope = corrected_slope(pairs, a, b, tile, terms_of(pairs, tile, HOW, AXIS), HOW)
     return tl.where(taking_part(pairs, tile, HOW, AXIS == 1), slope, 0.0)
 
 
@@ -68,22 +87,28 @@ def affinity_gradient(pairs, a, b, tile, HOW: tl.constexpr):
 
 @triton.jit
 def through_pair_function(pairs, gradient, value, tile, HOW: tl.constexpr):
-    """V: d loss / dA becomes d loss / dg (times 1 / |x_i| |x_j| of directions), or / dsq.
+    """d loss / dA becomes d loss / dg, of directions where there are some, or d loss / dsq.
 
     A constant factor of a function linear in g is left to the end.
     """
     scale = tl.load(pairs.student.scale).to(HOW.number)
     eps = number(pairs, AFFINITY_EPS, HOW)
-    gradient = gradient * stages.affinity_slope(value, scale, eps, HOW)
+    slope = gradient * stages.affinity_slope(value, scale, eps, HOW)
     if HOW.clamped:
         affinity = stages.affinity_of(value, scale, number(pairs, OFFSET, HOW), HOW)
-        gradient = tl.where(affinity < number(pairs, CLAMP_MIN, HOW), 0.0, gradient)
+        slope = tl.where(affinity < number(pairs, CLAMP_MIN, HOW), 0.0, slope)
     if HOW.flat_diagonal:
-        gradient = tl.where(on_diagonal(tile), 0.0, gradient)
-    if HOW.unit:
-        row_length, column_length = lengths(pairs, tile, 0)
-        gradient = gradient * row_length * column_length
-    return gradient
+        slope = tl.where(on_diagonal(tile), 0.0, slope)
+    return slope
+
+
+@triton.jit
+def zero_where_nothing_flows(slope, gradient, HOW: tl.constexpr):
+    """An item that takes part in nothing may hold NaN."""
+    if HOW.counted:
+        return tl.where(gradient == 0, 0.0, slope)
+    else:
+        return slope
 
 
 @triton.jit(do_not_specialize=SIZES)
@@ -119,7 +144,8 @@ def store_slopes(
     scale = 0.0
     if LOSSES:
         part = taking_part(pairs, tile, HOW, False)
-        loss, _ = tile_losses(pairs, a, b, part, terms_of(pairs, tile, HOW, 0), HOW)
+        terms = terms_of(pairs, tile, HOW, 0)
+        loss, _ = tile_losses(pairs, a, b, part, terms, HOW, False)
         if HOW.counted:
             count = tl.sum(tl.where(part, 1.0, 0.0), 1)
     gradient = affinity_gradient(pairs, a, b, tile, HOW)
@@ -128,9 +154,11 @@ def store_slopes(
         gradient = less_means(pairs, gradient, tile, GRADIENT_MEAN, GRADIENT_COLUMN_MEAN)
         gradient = tl.where(inside, gradient, 0.0)
     v = through_pair_function(pairs, gradient, value, tile, HOW)
-    if HOW.counted:
-        # an item that takes part in nothing may hold NaN
-        v = tl.where(gradient == 0, 0.0, v)
+    if HOW.unit:
+        # 1 / |x_i| |x_j|, from directions to features
+        row_lengths, column_lengths = lengths(pairs, tile, 0)
+        v = v * row_lengths[:, None] * column_lengths[None, :]
+    v = zero_where_nothing_flows(v, gradient, HOW)
     if SCALE:
         scale = tl.sum(v * value, 1)
     exists = tile.row_exists[:, None] & (tile.columns < tile.keys)[None, :]

@@ -58,6 +58,14 @@ STATISTIC_PARTS = tl.constexpr(8)  # student, student, teacher, teacher, product
 LOSS_PARTS = tl.constexpr(4)  # loss, correction, pairs, scale gradient
 MEAN_PARTS = tl.constexpr(4)  # student, teacher, squares of both
 
+# sums over the rows of a program, [terms, programs], float64
+STASH_PARTS = tl.constexpr(8)
+STASH_LOSS = tl.constexpr(0)
+STASH_CORRECTION = tl.constexpr(1)
+STASH_PAIRS = tl.constexpr(2)
+STASH_ROWS = tl.constexpr(3)  # with pairs
+STASH_SCALE = tl.constexpr(4)  # of W1 g; of W2 g comes next
+
 # arguments that only masks and loops use: their values must not compile a kernel anew
 SIZES = ["queries", "keys", "offset", "tiles", "first_matrix", "row_start", "row_count"]
 
@@ -89,8 +97,8 @@ class Pairs(NamedTuple):
     key_terms: Any  # [N * K, ITEM_TERMS]
     row_terms: Any  # [N * Q, ROW_TERMS]
     column_terms: Any  # [N * K, COLUMN_TERMS]
-    student_values: Any  # [N, Q, K] of `pair_value`, where they are held
-    teacher_values: Any
+    student_held: Any  # [N, Q, K] of `stages.pair_argument`, where they are held
+    teacher_held: Any
 
 
 class Terms(NamedTuple):

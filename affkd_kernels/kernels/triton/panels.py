@@ -1,7 +1,7 @@
 """The backward of a call: V in panels that fit a workspace, and their products with the features.
 
-`dense` has room for all of V, over the values of the student, which it replaces; `tiled` goes over
-whole matrices while some fit, else over rows of one.
+`dense` has room for all of V, over the held pairs of the student, which it replaces; `tiled` goes
+over whole matrices while some fit, else over rows of one.
 """
 
 from __future__ import annotations
@@ -14,8 +14,9 @@ from torch import Tensor
 
 from ..result import LossAndGrad, Needs
 from . import finish, gradients, prepare, product
-from .call import FEATURES, ITEMS, Call, Items, strides
+from .call import FEATURES, ITEMS, Call
 from .configs import INTERPRETED, PANEL_BYTES
+from .items import Items, strides
 from .layout import LOSS_PARTS
 from .plan import blocks_of
 
@@ -57,7 +58,7 @@ def panels_of(call: Call) -> Iterator[Panel]:
 
 def loss_and_grad(call: Call, needs: Needs) -> LossAndGrad:
     """The loss and the gradients that `needs` asks for, at least one."""
-    plan, how = call.plan, call.how
+    how = call.how
     panels = list(panels_of(call))
     call.statistics()
     # losses and gradients in one sweep, unless the panels' products need a count that is not known
@@ -67,7 +68,7 @@ def loss_and_grad(call: Call, needs: Needs) -> LossAndGrad:
     if not together:
         _, totals = call.losses()
     elif len(panels) > 1:
-        totals = plan.empty(2)
+        totals = call.empty(2)
         call.finish(totals, totals, False)
     if how.centered_gradient:
         call.means(gradients.gradient_means_kernel, True)
@@ -100,16 +101,16 @@ class Backward:
         self.partials = call.numbers
         if self.looped:
             rows = plan.matrices * plan.queries
-            self.partials = plan.empty(rows, self.splits, int(LOSS_PARTS))
-        if call.values is not None:
-            self.slopes = call.values[0]
+            self.partials = call.empty(rows, self.splits, int(LOSS_PARTS))
+        if call.held is not None:
+            self.slopes = call.held[0]
         else:
-            self.slopes = plan.empty(largest.matrices, largest.row_count, plan.keys)
+            self.slopes = call.empty(largest.matrices, largest.row_count, plan.keys)
         self.student = self.keys = None
         if needs.student:
-            self.student = plan.empty(*call.queries.student.shape)
+            self.student = call.empty(*call.queries.student.shape)
         if needs.student_keys:
-            self.keys = plan.empty(*call.keys.student.shape)
+            self.keys = call.empty(*call.keys.student.shape)
 
     def fill(self, panel: Panel) -> None:
         """V of a panel."""
@@ -158,6 +159,8 @@ class Backward:
         for items, gradient in ((self.call.queries, self.student), (self.call.keys, self.keys)):
             if self.call.how.unit and gradient is not None:
                 self._through_unit_length(items, gradient)
+            if self.call.how.centered_product and gradient is not None:
+                self.call.through_centering(items, gradient)
         return self.student, self.keys, self._scale_gradient(totals)
 
     def _through_unit_length(self, items: Items, gradient: Tensor) -> None:
@@ -171,7 +174,7 @@ class Backward:
     def _scale_gradient(self, totals: Tensor) -> Tensor | None:
         if not self.needs.student_scale:
             return None
-        gradient = self.plan.empty(1)
+        gradient = self.call.empty(1)
         parts = self.partials.shape[0] * self.splits
         self.call.launch(
             finish.scale_gradient_kernel, (1,), self.partials, totals, gradient, parts, ROWS=1024

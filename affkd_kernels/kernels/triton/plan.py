@@ -1,8 +1,8 @@
 """What does not change between calls of the same form, and the way to launch a kernel.
 
-A plan belongs to the metadata of a call: spec, shapes, strides, dtypes, devices. It remembers the
-compiled kernels in the order of their launches, so that a later call of the same form passes by
-Triton's own, slower look-up.
+A plan belongs to the metadata of a call: spec, shapes, strides, dtypes, devices. It remembers what
+a call allocated and launched, so that a later call of the same form passes by Triton's own, slower
+look-up and by most of this package's.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from ...spec import LossSpec
 from ..result import Needs
 from . import configs
 from .choices import Choices, make_choices, make_numbers
+from .replay import Replay
 
 _HALF = (torch.float16, torch.bfloat16)
 
@@ -52,7 +53,7 @@ class Form(NamedTuple):
     """The key of a plan."""
 
     spec: LossSpec
-    needs: Needs
+    needs: Needs | None  # None where row losses are wanted
     algorithm: str
     factor: float  # multiplies the loss's weight
     precision: str
@@ -61,7 +62,9 @@ class Form(NamedTuple):
     tensors: tuple[Metadata | None, ...]
 
     @staticmethod
-    def of(spec: LossSpec, inputs: Inputs, needs: Needs, algorithm: str, factor: float) -> Form:
+    def of(
+        spec: LossSpec, inputs: Inputs, needs: Needs | None, algorithm: str, factor: float
+    ) -> Form:
         tensors = tuple(map(Metadata.of, inputs))
         precision, device = configs.dot_precision(), inputs.student.device
         capability, _ = configs.architecture(device)
@@ -101,14 +104,25 @@ class Plan:
         self.reduction = "sum" if spec.reduction == "none" else spec.reduction
         self.dense = form.algorithm == "dense"
         self.how = self._choices()
+        self.stashed = self._stashes()
+        # kernels of their own for lengths and means; a maximum wants equal pairs to be equal
+        how = self.how
+        self.prepared = not self.stashed or how.largest or how.centered_features
+        self.copied, self.moved = (how.copied and x for x in (self.prepared, not self.prepared))
         self.numbers = make_numbers(spec, form.factor, (self.student_dim, self.teacher_dim))
         _, self.multiprocessors = configs.architecture(form.device)
         self.tiles, self.gradient, self.product, self.key_product = self._configs()
         # of the sweeps, which in the dense form only read what others computed
-        self.sweep = configs.held_config(form.capability) if self.dense else self.tiles
+        self.sweep = self.tiles
+        if self.stashed:
+            self.sweep = configs.rows_config(form.capability, self.keys)
+        elif self.dense:
+            self.sweep = configs.held_config(form.capability)
         self.small_options = configs.small_options(form.capability, self.dtype)
-        # of every launch of a call, in order; empty before the first call has come to its end
-        self.compiled: tuple[Any, ...] = ()
+        # how to do it again, once a first call has come to its end; and whether the kernels then
+        # read the inputs as they are given, or copies
+        self.replay: Replay | None = None
+        self.reads_as_given = False
 
     def _choices(self) -> Choices:
         known = self.metadata
@@ -117,34 +131,46 @@ class Plan:
         weighted = known.row_weight is not None
         return make_choices(self.form.spec, self.self_affinity, masks, weighted, self.dtype)
 
+    def _stashes(self) -> bool:
+        """Whether three kernels do: an everyday batch, whose pairs are held and not centered."""
+        if not self.dense or self.how.centered or self.queries > configs.STASH_QUERIES:
+            return False
+        shape = configs.rows_config(self.form.capability, self.keys).shape
+        if self.matrices * blocks_of(self.queries, shape.rows) > configs.STASH_PARTS:
+            return False
+        tiles = blocks_of(self.queries, 32) * blocks_of(self.keys, 32)
+        return not self.how.whole or tiles <= configs.STASH_TILES
+
     def _configs(self) -> tuple[configs.Config, ...]:
         known, precision, capability = self.metadata, self.form.precision, self.form.capability
         sides = (known.student, known.teacher, known.student_keys, known.teacher_keys)
         dtypes = {x.dtype for x in sides if x is not None}
         if self.how.copied:
-            # a copy is in the dtype of the computation
+            # what loses a mean is in the dtype of the computation
             if dtypes <= set(_HALF):
                 precision = configs.precision_of_copies()
             dtypes = {self.dtype}
         mixed = len(dtypes) > 1
         features = self.dtype if mixed else dtypes.pop()
         aligned = all(x is None or self._aligned(x) for x in sides)
+        product_config = configs.multiply_config if self.stashed else configs.product_config
         products = [
-            configs.product_config(capability, self._multiplied(x), precision)
+            product_config(capability, self._multiplied(x), precision)
             for x in (known.student_keys or known.student, known.student)
         ]
-        if not self.dense:
-            precision = configs.symmetric(self.how, precision)
-        return (
-            configs.sweep_config(capability, features, precision, mixed, aligned),
-            configs.gradient_config(capability, features, precision, mixed, aligned),
-            *products,
+        tile_config = configs.stash_config if self.stashed else configs.sweep_config
+        tiles, gradient = (
+            make(capability, features, precision, mixed, aligned)
+            for make in (tile_config, configs.gradient_config)
         )
+        if self.how.largest and not self.dense:
+            tiles = gradient = configs.repeatable(tiles, self.self_affinity)
+        return (tiles, gradient, *products)
 
     def _aligned(self, x: Any) -> bool:
         """Whether Triton knows that every row of some features starts at a multiple of 16."""
-        steps = x.shape[2:] if self.how.copied else (*x.stride[:2], x.shape[2])
-        return all(step % 16 == 0 for step in steps) and (self.how.copied or x.aligned)
+        steps = x.shape[2:] if self.copied else (*x.stride[:2], x.shape[2])
+        return all(step % 16 == 0 for step in steps) and (self.copied or x.aligned)
 
     def _multiplied(self, features: Any) -> torch.dtype:
         """The dtype in which V meets features."""
@@ -152,9 +178,6 @@ class Plan:
 
     def splits(self, blocks: int, tiles: int) -> tuple[int, int]:
         return configs.splits_of(blocks, tiles, self.multiprocessors)
-
-    def empty(self, *shape: int) -> Tensor:
-        return torch.empty(shape, dtype=self.dtype, device=self.form.device)
 
 
 make_plan = functools.lru_cache(maxsize=512)(Plan)

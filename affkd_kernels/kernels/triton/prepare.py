@@ -1,4 +1,4 @@
-"""Stage 1: means, lengths and norms of the items, and the way back through unit length."""
+"""Stage 1: means, lengths and norms of the items, and the way back through it."""
 
 # mypy: disallow-untyped-defs=False, disallow-incomplete-defs=False
 
@@ -62,14 +62,25 @@ def sum_kernel(
 
 
 @triton.jit
-def mean_of(sums, matrix, parts, features, dim, HOW: tl.constexpr, FEATURES: tl.constexpr):
+def mean_of(sums, matrix, parts, features, dim, FEATURES: tl.constexpr):
+    """In float64."""
     total = tl.zeros((FEATURES,), tl.float64)
     count = tl.full((), 0.0, tl.float64)
     for part in range(0, parts):
         row = sums + (matrix * parts + part) * (dim + 1)
         total += tl.load(row + features, mask=features < dim, other=0.0)
         count += tl.load(row + dim)
-    return (total / tl.where(count > 0, count, 1.0)).to(HOW.number)
+    return total / tl.where(count > 0, count, 1.0)
+
+
+@triton.jit
+def inverse_length(squares, eps):
+    """1 / |x|, and 0 where x counts as nothing."""
+    length = tl.sqrt(squares)
+    tiny = length <= eps
+    # a norm that overflowed would give a plausible 0
+    inverse = 1.0 / tl.where(tiny, 1.0, length) + (length - length)
+    return tl.where(tiny, 0.0, inverse)
 
 
 @triton.jit
@@ -92,21 +103,21 @@ def prepare_side(
         values = tl.load(rows + features[None, :], mask=inside, other=0.0).to(HOW.number)
         poison += tl.sum(values * 0.0, 1)
         if HOW.copied:
-            mean = mean_of(sums, matrix, parts, features, dim, HOW, FEATURES)
-            values = tl.where(inside, values - mean[None, :], 0.0)
+            exact_mean = mean_of(sums, matrix, parts, features, dim, FEATURES)
+            mean = exact_mean.to(HOW.number)
+            # what the rounding of the mean leaves would be common to all items
+            rest = (exact_mean - mean).to(HOW.number)
+            values = tl.where(inside, values - mean[None, :] - rest[None, :], 0.0)
             to = copy + item[:, None] * dim + features[None, :]
             tl.store(to, values, mask=(items < count)[:, None] & (features < dim)[None, :])
             if HOW.centered_features:
-                other = mean_of(other_sums, matrix, other_parts, features, dim, HOW, FEATURES)
+                other = mean_of(other_sums, matrix, other_parts, features, dim, FEATURES)
+                other = other.to(HOW.number)
                 along_mean += tl.sum(values * other[None, :], 1)
                 grand += tl.sum(mean * other, 0)
         squares += tl.sum(values * values, 1)
     if HOW.unit:
-        length = tl.sqrt(squares)
-        tiny = length <= eps
-        # a norm that overflowed would give a plausible 0
-        length = 1.0 / tl.where(tiny, 1.0, length) + (length - length)
-        length = tl.where(tiny, 0.0, length)
+        length = inverse_length(squares, eps)
     elif HOW.centered_features:
         length = along_mean
     else:
@@ -121,8 +132,10 @@ def prepare_side(
 
 @triton.jit
 def store_numbers(out, numbers):
-    for position in tl.static_range(len(numbers)):
-        tl.store(out + position, tl.full((), numbers[position], tl.float64))
+    """By the first program of a launch."""
+    if (tl.program_id(0) == 0) & (tl.program_id(1) == 0):
+        for position in tl.static_range(len(numbers)):
+            tl.store(out + position, tl.full((), numbers[position], tl.float64))
 
 
 @triton.jit(do_not_specialize=["parts", "other_parts", "count"])
@@ -141,12 +154,11 @@ def prepare_kernel(
     no tensor that outlives the call, so that a captured graph holds all that it needs.
     """
     eps = tl.full((), affinity_eps, tl.float64).to(HOW.number)
-    if (tl.program_id(0) == 0) & (tl.program_id(1) == 0):
-        store_numbers(
-            numbers,
-            (student_scale, teacher_scale, offset, affinity_eps, clamp_min, statistic_eps,
-             student_inverse_tau, teacher_inverse_tau, beta, log_eps, weight),
-        )  # fmt: skip
+    store_numbers(
+        numbers,
+        (student_scale, teacher_scale, offset, affinity_eps, clamp_min, statistic_eps,
+         student_inverse_tau, teacher_inverse_tau, beta, log_eps, weight),
+    )  # fmt: skip
     blocks = tl.cdiv(count, ITEMS)
     matrix = (tl.program_id(0) // blocks).to(tl.int64)
     items = tl.program_id(0) % blocks * ITEMS + tl.arange(0, ITEMS)
@@ -162,6 +174,25 @@ def prepare_kernel(
             eps, matrix, items, parts, other_parts, count, strides.teacher_dim,
             strides.teacher_row, strides.teacher_matrix, HOW, MASKED, ITEMS, FEATURES, 1,
         )  # fmt: skip
+
+
+@triton.jit(do_not_specialize=["parts", "count"])
+def center_kernel(
+    gradient, mask, sums, parts, count, dim,
+    HOW: tl.constexpr, MASKED: tl.constexpr, ITEMS: tl.constexpr, FEATURES: tl.constexpr,
+):  # fmt: skip
+    """Back through x - mean(x), in place: what comes loses its own mean, of which `sums` are."""
+    blocks = tl.cdiv(count, ITEMS)
+    matrix = (tl.program_id(0) // blocks).to(tl.int64)
+    items = tl.program_id(0) % blocks * ITEMS + tl.arange(0, ITEMS)
+    valid = valid_items(mask, matrix, items, count, MASKED)
+    rows = gradient + (matrix * count + items)[:, None] * dim
+    for start in range(0, dim, FEATURES):
+        features = start + tl.arange(0, FEATURES)
+        inside = valid[:, None] & (features < dim)[None, :]
+        mean = mean_of(sums, matrix, parts, features, dim, FEATURES).to(HOW.number)
+        at = rows + features[None, :]
+        tl.store(at, tl.load(at, mask=inside, other=0.0) - mean[None, :], mask=inside)
 
 
 @triton.jit(do_not_specialize=["count"])
@@ -182,7 +213,7 @@ def unit_length_kernel(
         features = start + tl.arange(0, FEATURES)
         inside = valid[:, None] & (features < dim)[None, :]
         u = tl.load(rows + features[None, :], mask=inside, other=0.0).to(HOW.number)
-        u = u * inverse[:, None]
+        u = stages.of_directions(u * inverse[:, None], dim)
         if HOW.counted:
             u = stages.zero_unless_finite(u)
         at = gradient + item[:, None] * dim + features[None, :]
@@ -191,7 +222,7 @@ def unit_length_kernel(
         features = start + tl.arange(0, FEATURES)
         inside = valid[:, None] & (features < dim)[None, :]
         u = tl.load(rows + features[None, :], mask=inside, other=0.0).to(HOW.number)
-        u = u * inverse[:, None]
+        u = stages.of_directions(u * inverse[:, None], dim)
         if HOW.counted:
             u = stages.zero_unless_finite(u)
         at = gradient + item[:, None] * dim + features[None, :]

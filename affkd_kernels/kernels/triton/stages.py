@@ -11,6 +11,10 @@ minimum, which may swallow it, are not used.
 import triton
 import triton.language as tl
 
+from .configs import INTERPRETED
+
+FUSED = tl.constexpr(not INTERPRETED)
+
 
 @triton.jit
 def at_least(x, low):
@@ -29,12 +33,37 @@ def sign(x):
 
 
 @triton.jit
+def of_directions(x, dim):
+    """Of a direction in `dim` dimensions, or of the cosine of two: in a single one there is but the
+    sign, and 1 / |x|, rounded, must not make opposite items almost opposite."""
+    return tl.where(dim == 1, sign(x), x)
+
+
+@triton.jit
 def quotient(a, b, HOW: tl.constexpr):
     """a / b rounded correctly, so that a / a is 1."""
     if HOW.double:
         return a / b
     else:
         return tl.div_rn(a, b)
+
+
+@triton.jit
+def multiply_add(a, b, c, HOW: tl.constexpr):
+    """a b + c, rounded once."""
+    if FUSED:
+        return tl.fma(a, b, c)
+    else:
+        # Triton's interpreter would round a b
+        wide = a.to(tl.float64) * b.to(tl.float64) + c.to(tl.float64)
+        return wide.to(HOW.number)
+
+
+@triton.jit
+def difference_of_products(a, x, b, y, HOW: tl.constexpr):
+    """a x - b y to 1.5 units in its own last place (Kahan), however nearly the two agree."""
+    product = b * y
+    return multiply_add(a, x, -product, HOW) - multiply_add(b, y, -product, HOW)
 
 
 @triton.jit
@@ -70,28 +99,42 @@ def integer_power(x, EXPONENT: tl.constexpr):
 
 
 @triton.jit
-def pair_value(g, query_norm, key_norm, scale, offset, eps, HOW: tl.constexpr):
-    """What is held of a pair: its affinity, or the argument of a function of g."""
+def pair_argument(g, query_norm, key_norm, HOW: tl.constexpr):
+    """What a pair function takes, and what is held of a pair: g, or the square of a distance."""
     if HOW.distance:
-        squared = at_least(query_norm + key_norm - (g + g), 0.0)
-        if HOW.pair == "squared_distance":
-            value = squared
-        elif HOW.pair == "distance":
-            value = tl.sqrt(at_least(squared, eps))
-        else:
-            value = tl.exp(-scale * squared)
-    elif HOW.pair == "taylor":
-        value = scale * g
-    elif HOW.pair == "power":
-        value = scale * g + offset
+        return at_least(query_norm + key_norm - (g + g), 0.0)
     else:
-        value = g
+        return g
+
+
+@triton.jit
+def pair_value(argument, scale, offset, eps, HOW: tl.constexpr):
+    """The affinity of a pair, or the argument of a function of g."""
+    if HOW.pair == "distance":
+        value = tl.sqrt(at_least(argument, eps))
+    elif HOW.pair == "gaussian":
+        value = tl.exp(-scale * argument)
+    elif HOW.pair == "taylor":
+        value = scale * argument
+    elif HOW.pair == "power":
+        value = scale * argument + offset
+    else:
+        value = argument
     return value
 
 
 @triton.jit
+def cosine_of(argument, HOW: tl.constexpr):
+    """Of two directions, the argument of whose pair function is known."""
+    if HOW.distance:
+        return 1.0 - 0.5 * argument
+    else:
+        return argument
+
+
+@triton.jit
 def affinity_of(value, scale, offset, HOW: tl.constexpr):
-    """A of a held value, before any clamp."""
+    """A of a value, before any clamp."""
     order: tl.constexpr = HOW.order
     if HOW.pair == "taylor":
         return tl.exp(-scale) * exponential_series(value, order)
@@ -105,7 +148,7 @@ def affinity_of(value, scale, offset, HOW: tl.constexpr):
 
 @triton.jit
 def affinity_slope(value, scale, eps, HOW: tl.constexpr):
-    """dA / dg of a held value (but for the factor of a linear function), or dA / dsq."""
+    """dA / dg of a value (but for the factor of a linear function), or dA / dsq."""
     order: tl.constexpr = HOW.order
     if HOW.pair == "distance":
         far = value > tl.sqrt(eps)
@@ -144,6 +187,19 @@ def normalized(affinity, first, second, inverse_tau, HOW: tl.constexpr):
 
 
 @triton.jit
+def normalized_difference(a, b, s, t, first, other_first, HOW: tl.constexpr):
+    """s - t of affinities a and b, of which `first` and `other_first` make s and t.
+
+    Where P and T nearly agree, as with a common offset of all features, the rounding of s and of t
+    is a share of their difference that c, made of the affinities, would not take out.
+    """
+    if HOW.exact_difference:
+        return difference_of_products(a, first, b, other_first, HOW)
+    else:
+        return s - t
+
+
+@triton.jit
 def log_difference(s, log_s, t, log_t, eps, HOW: tl.constexpr):
     """log t - log s; outside a softmax both are guarded by eps."""
     if HOW.softmax:
@@ -153,14 +209,13 @@ def log_difference(s, log_s, t, log_t, eps, HOW: tl.constexpr):
 
 
 @triton.jit
-def loss_value(s, log_s, t, log_t, beta, eps, balanced, HOW: tl.constexpr):
-    """l(s, t).
+def loss_value(difference, s, log_s, t, log_t, beta, eps, balanced, HOW: tl.constexpr):
+    """l(s, t), of `difference` s - t.
 
     `balanced` is 1 where s and t both sum to 1 along the row, else 0. There a divergence may add
     s - t, which sums to 0: every term then vanishes to second order, and nothing is left of the
     rounding of the two normalizations, which for s close to t is larger than the loss.
     """
-    difference = s - t
     if HOW.loss == "mse":
         loss = difference * difference
     elif HOW.loss == "l1":
@@ -184,9 +239,8 @@ def loss_value(s, log_s, t, log_t, beta, eps, balanced, HOW: tl.constexpr):
 
 
 @triton.jit
-def loss_slope(s, log_s, t, log_t, beta, eps, HOW: tl.constexpr):
+def loss_slope(difference, s, log_s, t, log_t, beta, eps, HOW: tl.constexpr):
     """dl / ds; for a softmax s * dl / ds, in which no division is left."""
-    difference = s - t
     if HOW.loss == "cross_entropy":
         return -t
     elif HOW.divergence:

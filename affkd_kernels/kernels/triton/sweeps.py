@@ -1,8 +1,8 @@
-"""The sweeps over the pairs that find values, means, statistics and losses.
+"""The sweeps over the pairs that find means, statistics and losses.
 
 A program takes a block of rows of one matrix and one of `splits` runs of column tiles, and leaves
 partial sums [N * Q, splits, parts] that combine.py adds up in a fixed order. There are no atomics,
-so that two calls agree bit by bit. With `HELD` the values are read, not computed.
+so that two calls agree bit by bit. With `HELD` the pairs are read, not computed.
 """
 
 # mypy: disallow-untyped-defs=False, disallow-incomplete-defs=False
@@ -11,6 +11,7 @@ import triton
 import triton.language as tl
 
 from . import stages
+from .affinities import tile_affinities
 from .layout import (
     BETA,
     CORRECTION,
@@ -29,47 +30,8 @@ from .layout import (
     Terms,
 )
 from .runs import part_address, run_of, tile_of_run
-from .tiles import (
-    first_pair,
-    mirrored_first_pair,
-    number,
-    on_diagonal,
-    pair_offsets,
-    pair_values,
-    taking_part,
-    tile_affinities,
-)
-
-
-@triton.jit(do_not_specialize=SIZES)
-def values_kernel(pairs, queries, keys, offset, HOW: tl.constexpr, SHAPE: tl.constexpr):
-    """The values of both sides, one tile a program, to where they are held.
-
-    Of a self-affinity only what lies on or above the diagonal is computed, and mirrored.
-    """
-    run = run_of(queries, keys, 1, SHAPE)
-    if not HOW.self_affinity or (run.first + 1) * SHAPE.columns > run.item:
-        tile = tile_of_run(pairs, run, run.first, queries, keys, offset, HOW, SHAPE)
-        store_values(pairs, pairs.student, pairs.student_values, tile, HOW, SHAPE, 0)
-        store_values(pairs, pairs.teacher, pairs.teacher_values, tile, HOW, SHAPE, 1)
-
-
-@triton.jit
-def store_values(
-    pairs, side, held, tile, HOW: tl.constexpr, SHAPE: tl.constexpr, TEACHER: tl.constexpr
-):
-    value = pair_values(pairs, side, held, tile, HOW, SHAPE, False, TEACHER)
-    rows, columns = tile.rows, tile.columns
-    inside = (rows < tile.queries)[:, None] & (columns < tile.keys)[None, :]
-    if HOW.self_affinity:
-        inside = inside & (rows[:, None] <= columns[None, :])
-    tl.store(held + first_pair(tile) + pair_offsets(tile), value, mask=inside)
-    if HOW.self_affinity:
-        exists = (columns < tile.keys)[:, None] & (rows < tile.queries)[None, :]
-        below = exists & (columns[:, None] > rows[None, :])
-        at = held + mirrored_first_pair(tile)
-        at += tile.inner_columns[:, None] * tile.keys + tile.inner_rows[None, :]
-        tl.store(at, tl.trans(value), mask=below)
+from .scalings import lowest_of
+from .tiles import number, on_diagonal, taking_part
 
 
 @triton.jit(do_not_specialize=SIZES)
@@ -137,7 +99,7 @@ def add_statistic(first, second, affinity, part, inverse_tau, HOW: tl.constexpr)
 
 
 @triton.jit
-def add_alignment(ratio, a, b):
+def add_alignment(ratio, a, b, HOW: tl.constexpr):
     """Of a tile: sum_j a b and, r being about a / b, sum_j a (a - r b), along the rows.
 
     c is sum_j a (a - k b) up to a factor, for a k that all tiles decide. Where a and b are nearly
@@ -148,7 +110,8 @@ def add_alignment(ratio, a, b):
     squares = tl.sum(b * b, 1)
     # where it is 0 no earlier tile's sums depend on it
     ratio = tl.where(ratio == 0, product / tl.where(squares > 0, squares, 1.0), ratio)
-    return ratio, product, tl.sum(a * (a - ratio[:, None] * b), 1)
+    rest = stages.multiply_add(-ratio[:, None], b, a, HOW)
+    return ratio, product, tl.sum(a * rest, 1)
 
 
 @triton.jit(do_not_specialize=SIZES)
@@ -159,9 +122,7 @@ def statistics_kernel(
     """Partial sums of the statistics of both sides; `tiles` are the column tiles of a split."""
     block: tl.constexpr = SHAPE.rows
     run = run_of(queries, keys, tiles, SHAPE)
-    lowest = 0.0
-    if HOW.softmax or HOW.largest:
-        lowest = float("-inf")
+    lowest = lowest_of(HOW)
     student_first = tl.full((block,), lowest, HOW.number)
     teacher_first = tl.full((block,), lowest, HOW.number)
     student_second = tl.zeros((block,), HOW.number)
@@ -179,7 +140,7 @@ def statistics_kernel(
         if HOW.closed_correction:
             a_part = tl.where(part, a, 0.0)
             b_part = tl.where(part, b, 0.0)
-            ratio, more_product, more_difference = add_alignment(ratio, a_part, b_part)
+            ratio, more_product, more_difference = add_alignment(ratio, a_part, b_part, HOW)
             product += more_product
             difference += more_difference
         if HOW.counted:
@@ -240,7 +201,7 @@ def terms_of(pairs, tile, HOW: tl.constexpr, AXIS: tl.constexpr):
 
 @triton.jit
 def normalized_pair(pairs, a, b, terms, HOW: tl.constexpr):
-    """s, log s, t, log t of a tile; the logarithms are those of a softmax."""
+    """s - t, s, log s, t, log t of a tile; the logarithms are those of a softmax."""
     student_inverse_tau = number(pairs, STUDENT_INVERSE_TAU, HOW)
     teacher_inverse_tau = number(pairs, TEACHER_INVERSE_TAU, HOW)
     s, log_s = stages.normalized(
@@ -249,24 +210,27 @@ def normalized_pair(pairs, a, b, terms, HOW: tl.constexpr):
     t, log_t = stages.normalized(
         b, terms.teacher_first, terms.teacher_second, teacher_inverse_tau, HOW
     )
-    return s, log_s, t, log_t
+    difference = stages.normalized_difference(
+        a, b, s, t, terms.student_first, terms.teacher_first, HOW
+    )
+    return difference, s, log_s, t, log_t
 
 
 @triton.jit
-def tile_losses(pairs, a, b, part, terms, HOW: tl.constexpr):
-    """Sums along the rows of a tile: the loss, and dl/ds * s, from which c follows."""
+def tile_losses(pairs, a, b, part, terms, HOW: tl.constexpr, CORRECTION: tl.constexpr):
+    """Sums along the rows of a tile: losses, and (`CORRECTION`) dl/ds * s, which is c."""
     beta = number(pairs, BETA, HOW)
     eps = number(pairs, LOG_EPS, HOW)
-    s, log_s, t, log_t = normalized_pair(pairs, a, b, terms, HOW)
+    difference, s, log_s, t, log_t = normalized_pair(pairs, a, b, terms, HOW)
     balanced = 1.0
     if HOW.divergence and not HOW.softmax:
         nothing = (terms.student_first == 0) | (terms.teacher_first == 0)
         balanced = tl.where(nothing, 0.0, 1.0).to(HOW.number)
-    value = stages.loss_value(s, log_s, t, log_t, beta, eps, balanced, HOW)
+    value = stages.loss_value(difference, s, log_s, t, log_t, beta, eps, balanced, HOW)
     loss = tl.sum(tl.where(part, value, 0.0), 1)
     correction = tl.zeros_like(loss)
-    if not HOW.known_correction:
-        slope = stages.loss_slope(s, log_s, t, log_t, beta, eps, HOW)
+    if CORRECTION:
+        slope = stages.loss_slope(difference, s, log_s, t, log_t, beta, eps, HOW)
         if not HOW.softmax:
             slope = slope * s
         correction = tl.sum(tl.where(part, slope, 0.0), 1)
@@ -289,7 +253,9 @@ def losses_kernel(
         a, b, _ = tile_affinities(pairs, tile, HOW, SHAPE, HELD, HOW.centered)
         part = taking_part(pairs, tile, HOW, False)
         terms = terms_of(pairs, tile, HOW, 0)
-        more_loss, more_correction = tile_losses(pairs, a, b, part, terms, HOW)
+        more_loss, more_correction = tile_losses(
+            pairs, a, b, part, terms, HOW, not HOW.known_correction
+        )
         loss += more_loss
         correction += more_correction
         if HOW.counted:

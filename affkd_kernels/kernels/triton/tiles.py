@@ -1,4 +1,4 @@
-"""Tiles of pairs: their products, their affinities, and which of them take part.
+"""Tiles of pairs: where they lie, and which of their pairs take part.
 
 Queries are rows i, keys are columns j. Addresses are 64-bit: a batch may hold more than 2^31 pairs.
 """
@@ -9,19 +9,6 @@ from typing import Any, NamedTuple
 
 import triton
 import triton.language as tl
-
-from . import stages
-from .layout import (
-    AFFINITY_EPS,
-    CLAMP_MIN,
-    COLUMN_TERMS,
-    ITEM_TERMS,
-    LENGTH,
-    OFFSET,
-    ROW_TERMS,
-    STUDENT_MEAN,
-    TEACHER_ITEM,
-)
 
 
 class Tile(NamedTuple):
@@ -124,122 +111,3 @@ def taking_part(pairs, tile, HOW: tl.constexpr, MIRRORED: tl.constexpr):
             offsets = tile.inner_columns[None, :] * tile.keys + tile.inner_rows[:, None]
         part = part & (tl.load(at + offsets, mask=part, other=0) != 0)
     return part
-
-
-@triton.jit
-def inner_products(side, tile, HOW: tl.constexpr, SHAPE: tl.constexpr):
-    """x_i.y_j [rows, columns]; an item that is not valid counts as 0, whatever it holds."""
-    block_rows: tl.constexpr = SHAPE.rows
-    block_columns: tl.constexpr = SHAPE.columns
-    block_inner: tl.constexpr = SHAPE.inner
-    inner = tl.arange(0, block_inner)
-    row = tile.row.to(tl.int64) * side.query_stride
-    column = tile.column.to(tl.int64) * side.key_stride
-    x = side.queries + tile.matrix * side.query_matrix + row
-    y = side.keys + tile.matrix * side.key_matrix + column
-    x_offsets = tile.inner_rows[:, None] * side.query_stride + inner[None, :]
-    y_offsets = tile.inner_columns[None, :] * side.key_stride + inner[:, None]
-    products = tl.zeros((block_rows, block_columns), HOW.number)
-    for start in range(0, side.dim, block_inner):
-        inside = inner < side.dim - start
-        row_inside = tile.row_valid[:, None] & inside[None, :]
-        column_inside = tile.column_valid[None, :] & inside[:, None]
-        a = tl.load(x + start + x_offsets, mask=row_inside, other=0.0)
-        b = tl.load(y + start + y_offsets, mask=column_inside, other=0.0)
-        if SHAPE.upcast:
-            a = a.to(HOW.number)
-            b = b.to(HOW.number)
-        products = tl.dot(a, b, products, input_precision=SHAPE.precision, out_dtype=HOW.number)
-    return products
-
-
-@triton.jit
-def lengths(pairs, tile, TEACHER: tl.constexpr):
-    """1 / |x| or |x|^2 of the rows [rows, 1] and of the columns [1, columns]."""
-    row = (tile.matrix * tile.queries + tile.rows) * ITEM_TERMS + TEACHER * TEACHER_ITEM
-    column = (tile.matrix * tile.keys + tile.columns) * ITEM_TERMS + TEACHER * TEACHER_ITEM
-    of_rows = tl.load(pairs.query_terms + row + LENGTH, mask=tile.row_valid, other=0.0)
-    of_columns = tl.load(pairs.key_terms + column + LENGTH, mask=tile.column_valid, other=0.0)
-    return of_rows[:, None], of_columns[None, :]
-
-
-@triton.jit
-def computed_values(
-    pairs, side, tile, HOW: tl.constexpr, SHAPE: tl.constexpr, TEACHER: tl.constexpr
-):
-    """The values (stages.pair_value) of a tile of one side."""
-    g = inner_products(side, tile, HOW, SHAPE)
-    row_norm = 0.0
-    column_norm = 0.0
-    if HOW.unit or HOW.distance:
-        row_norm, column_norm = lengths(pairs, tile, TEACHER)
-    if HOW.unit:
-        # the product first: A_ij and A_ji of a self-affinity must agree to the last bit
-        g = g * (row_norm * column_norm)
-        # of a direction, which is 0 where the feature is
-        row_norm = tl.where(row_norm == 0, 0.0, 1.0).to(HOW.number)
-        column_norm = tl.where(column_norm == 0, 0.0, 1.0).to(HOW.number)
-    scale = tl.load(side.scale).to(HOW.number)
-    offset = number(pairs, OFFSET, HOW)
-    eps = number(pairs, AFFINITY_EPS, HOW)
-    value = stages.pair_value(g, row_norm, column_norm, scale, offset, eps, HOW)
-    if HOW.distance and HOW.has_diagonal:
-        # rounding under a root would leave 1e-3 of the distance from an item to itself
-        same = 0.0
-        if HOW.pair == "gaussian":
-            same = 1.0
-        value = tl.where(on_diagonal(tile), same, value)
-    return value
-
-
-@triton.jit
-def pair_values(
-    pairs, side, held, tile,
-    HOW: tl.constexpr, SHAPE: tl.constexpr, HELD: tl.constexpr, TEACHER: tl.constexpr,
-):  # fmt: skip
-    """The same, or what `held` [N, Q, K] has of them."""
-    if HELD:
-        inside = tile.row_valid[:, None] & tile.column_valid[None, :]
-        return tl.load(held + first_pair(tile) + pair_offsets(tile), mask=inside, other=0.0)
-    else:
-        return computed_values(pairs, side, tile, HOW, SHAPE, TEACHER)
-
-
-@triton.jit
-def affinities(
-    pairs, side, value, tile, HOW: tl.constexpr, MEANS: tl.constexpr, TEACHER: tl.constexpr
-):
-    """A of values: clamped, with its diagonal and, with `MEANS`, centered."""
-    scale = tl.load(side.scale).to(HOW.number)
-    affinity = stages.affinity_of(value, scale, number(pairs, OFFSET, HOW), HOW)
-    if HOW.clamped:
-        affinity = stages.at_least(affinity, number(pairs, CLAMP_MIN, HOW))
-    if HOW.diagonal == "zero" and HOW.has_diagonal:
-        affinity = tl.where(on_diagonal(tile), 0.0, affinity)
-    if MEANS:
-        affinity = less_means(pairs, affinity, tile, STUDENT_MEAN + TEACHER, TEACHER)
-    return affinity
-
-
-@triton.jit
-def less_means(pairs, x, tile, ROW_TERM: tl.constexpr, COLUMN_TERM: tl.constexpr):
-    """x less the means of its rows and columns."""
-    row = (tile.matrix * tile.queries + tile.rows) * ROW_TERMS + ROW_TERM
-    column = (tile.matrix * tile.keys + tile.columns) * COLUMN_TERMS + COLUMN_TERM
-    row_mean = tl.load(pairs.row_terms + row, mask=tile.row_valid, other=0.0)
-    column_mean = tl.load(pairs.column_terms + column, mask=tile.column_valid, other=0.0)
-    return x - row_mean[:, None] - column_mean[None, :]
-
-
-@triton.jit
-def tile_affinities(
-    pairs, tile,
-    HOW: tl.constexpr, SHAPE: tl.constexpr, HELD: tl.constexpr, MEANS: tl.constexpr,
-):  # fmt: skip
-    """A of the student and of the teacher, and the student's values."""
-    student, teacher = pairs.student, pairs.teacher
-    value = pair_values(pairs, student, pairs.student_values, tile, HOW, SHAPE, HELD, 0)
-    other = pair_values(pairs, teacher, pairs.teacher_values, tile, HOW, SHAPE, HELD, 1)
-    a = affinities(pairs, student, value, tile, HOW, MEANS, 0)
-    b = affinities(pairs, teacher, other, tile, HOW, MEANS, 1)
-    return a, b, value
