@@ -16,7 +16,6 @@ class RowBlock {
     State states[kWarps];
     double sums[kWarps];
     RowTotals totals[kWarps];
-    typename RowSides<T>::Means means;
     FoldedSums folded[2];  // there only where they are needed
   };
 
@@ -24,7 +23,7 @@ class RowBlock {
       : p_(p),
         shared_(shared),
         task_(find_row(p)),
-        sides_(p, task_, shared.means),
+        sides_(p, task_),
         stage_(p.settings),
         weight_(task_.present ? row_weight(p, task_.matrix, task_.row) : 0) {}
 

@@ -12,11 +12,10 @@ class StatisticsBlock {
   struct Shared {
     State states[kWarps];
     double sums[kWarps];
-    typename RowSides<T>::Means means;
   };
 
   AFFKD_DEVICE StatisticsBlock(const Params& p, Shared& shared)
-      : p_(p), shared_(shared), task_(find_row(p)), sides_(p, task_, shared.means) {}
+      : p_(p), shared_(shared), task_(find_row(p)), sides_(p, task_) {}
 
   AFFKD_DEVICE void run() {
     sides_.find_means(shared_.sums);
