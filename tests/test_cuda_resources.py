@@ -18,13 +18,13 @@ pytestmark = pytest.mark.skipif(bool(reason), reason=reason)
 # registers of a thread, in float and in double. Of 65,536 registers, blocks of 256 threads leave
 # room for 4 blocks a multiprocessor at 64, 3 at 80, 2 at 128, 1 at 255
 REGISTERS = {
-    "gram": (128, 176),
+    "gram": (128, 168),
     "means": (176, 176),
     "statistics": (104, 104),
     "count": (80, 80),
-    "rows": (128, 208),
+    "rows": (128, 216),
     "center": (80, 128),
-    "product": (128, 240),
+    "product": (128, 248),
     "angle": (80, 128),
     "angle_sum": (40, 40),
 }
