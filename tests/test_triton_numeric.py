@@ -86,3 +86,19 @@ def test_what_meets_the_maximum_again_is_the_same_tile(
         assert made.tiles == made.gradient == made.sweep
         assert shape.mirrored == made.self_affinity
         assert not shape.mirrored or shape.rows == shape.columns
+
+
+@pytest.mark.parametrize("algorithm", ["dense", "tiled"])
+@pytest.mark.parametrize("triple", [("rbf", "none", "mse"), ("rbf", "frobenius", "l1")])
+@pytest.mark.parametrize("keys", [0, 5])
+def test_an_item_without_a_direction_turns_no_other(
+    triple: tuple[str, str, str], keys: int, algorithm: str
+) -> None:
+    """It is at distance 1 from the directions of all others, whatever these are."""
+    inputs = bank(3, 6, 4, keys=keys, teacher_dim=3) if keys else pair(3, 6, 4, teacher_dim=3)
+    inputs.student[2] = 0.0
+    if keys:
+        inputs.options["student_keys"][1] = 0.0
+    expected = results(inputs, triple, backend="reference")
+    found = results(inputs, triple, backend="triton", algorithm=algorithm)
+    torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-12)

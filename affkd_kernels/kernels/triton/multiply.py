@@ -187,8 +187,12 @@ def multiply(
             )
             if HOW.counted:
                 cosine = tl.where(v == 0, 0.0, cosine)
+            inverse = inverse_lengths(inner_items, matrix, inner, valid)[None, :]
+            if HOW.distance:
+                # an item without a direction is at distance 1 from all that have one
+                cosine = tl.where(inverse == 0, 0.0, cosine)
             sums += tl.sum(v * cosine, 1)
-            v = v * inverse_lengths(inner_items, matrix, inner, valid)[None, :]
+            v = v * inverse
         elif HOW.distance:
             sums += tl.sum(v, 1)
         if MOVED:
