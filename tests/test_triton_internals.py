@@ -10,7 +10,7 @@ import ctypes
 import dataclasses
 import types
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -44,6 +44,7 @@ from affkd_kernels.kernels.triton import (  # noqa: E402
     rows,
     stages,
     sweeps,
+    tiles,
 )
 
 
@@ -382,6 +383,42 @@ def test_a_gpu_takes_every_grid(
     assert len(Grids.grids) > 2
     for grid in Grids.grids:
         assert grid[0] < 1 << 31 and all(count < 1 << 16 for count in grid[1:])
+
+
+class Masks(NamedTuple):
+    query_mask: Any
+    key_mask: Any
+
+
+@triton.jit
+def _places_kernel(masks: Any, out: Any, row: Any, column: Any, queries: Any, keys: Any,
+                   HOW: tl.constexpr, SHAPE: tl.constexpr):  # fmt: skip
+    tile = tiles.tile_of(masks, row * 0, row, column, queries, queries, keys, 0, HOW, SHAPE)
+    at = out + tile.inner_rows[:, None] * SHAPE.columns + tile.inner_columns[None, :]
+    tl.store(at, tiles.first_pair(tile) + tiles.pair_offsets(tile))
+
+
+@pytest.mark.parametrize("capability", [80, 90])
+@pytest.mark.parametrize("algorithm", ["dense", "tiled"])
+@pytest.mark.parametrize("keys, length", [(1 << 27, 8), (48, 1 << 27)])
+def test_addresses_inside_a_tile_of_any_batch(
+    keys: int, length: int, algorithm: str, capability: int
+) -> None:
+    """Rows of a tile that lie 2^31 pairs, or features, apart."""
+    queries = torch.empty(1, 64, length, device="meta")
+    bank = queries.new_empty(1, keys, length)
+    spec = make_spec("gram", "softmax", "kl", items="tokens")
+    inputs, _ = canonical_inputs(spec, queries, queries, bank, bank)
+    form = plan.Form.of(spec, inputs, Needs(), algorithm, 1.0)
+    made = plan.Plan(form._replace(capability=capability))
+    assert made.tiles.shape.wide and made.gradient.shape.wide
+    shape = made.tiles.shape
+    step = max(keys, length)
+    out = torch.empty(shape.rows, shape.columns, dtype=torch.int64)
+    first = step - shape.columns
+    _places_kernel[(1,)](Masks(out, out), out, 0, first, 64, step, HOW=made.how, SHAPE=shape)
+    expected = torch.arange(shape.rows)[:, None] * step + first + torch.arange(shape.columns)
+    assert torch.equal(out, expected)
 
 
 def test_triton_tells_kernels_apart_by_all_that_decides_their_code(

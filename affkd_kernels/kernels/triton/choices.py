@@ -163,6 +163,8 @@ class Shape:
     upcast: bool  # operands to the computation dtype first
     # below the diagonal of a self-affinity: the transpose of the tile above it, to the last bit
     mirrored: bool = False
+    # where 32 bits do not hold an address inside a tile
+    wide: bool = False
 
 
 def make_choices(

@@ -204,3 +204,13 @@ def repeatable(config: Config, self_affinity: bool) -> Config:
     edge = min(config.shape.rows, config.shape.columns)
     shape = dataclasses.replace(config.shape, rows=edge, columns=edge, inner=16, mirrored=True)
     return config._replace(shape=shape)
+
+
+def addressed(config: Config, keys: int, length: int) -> Config:
+    """With 64-bit addresses inside a tile where, of very many keys or of very long features, it
+    reaches further than 32 bits do."""
+    shape = config.shape
+    reach = max(shape.rows * keys, max(shape.rows, shape.columns) * length)
+    if reach < 1 << 31:
+        return config
+    return config._replace(shape=dataclasses.replace(shape, wide=True))

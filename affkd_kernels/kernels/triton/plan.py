@@ -118,6 +118,7 @@ class Plan:
             self.sweep = configs.rows_config(form.capability, self.keys)
         elif self.dense:
             self.sweep = configs.held_config(form.capability)
+        self.sweep = configs.addressed(self.sweep, self.keys, 0)
         self.small_options = configs.small_options(form.capability, self.dtype)
         # how to do it again, once a first call has come to its end; and whether the kernels then
         # read the inputs as they are given, or copies
@@ -165,6 +166,8 @@ class Plan:
         )
         if self.how.largest and not self.dense:
             tiles = gradient = configs.repeatable(tiles, self.self_affinity)
+        longest = max(self.student_dim, self.teacher_dim)
+        tiles, gradient = (configs.addressed(x, self.keys, longest) for x in (tiles, gradient))
         return (tiles, gradient, *products)
 
     def _aligned(self, x: Any) -> bool:

@@ -15,7 +15,7 @@ class Tile(NamedTuple):
     """A tile of a matrix: `rows` and `columns` are those of the matrix, the inner ones start at 0.
 
     An address is a 64-bit one of the tile's corner plus a 32-bit one inside, as 64-bit numbers of
-    every pair would take up half of the registers.
+    every pair would take up half of the registers; only of a `wide` shape they are needed.
     """
 
     matrix: Any  # 64-bit
@@ -65,6 +65,9 @@ def tile_of(
     """The tile with this first row and column; rows from `end` on do not exist in it."""
     inner_rows = tl.arange(0, SHAPE.rows)
     inner_columns = tl.arange(0, SHAPE.columns)
+    if SHAPE.wide:
+        inner_rows = inner_rows.to(tl.int64)
+        inner_columns = inner_columns.to(tl.int64)
     rows = row + inner_rows
     columns = column + inner_columns
     row_valid = valid_items(pairs.query_mask, matrix, rows, queries, HOW.query_mask)
