@@ -83,8 +83,9 @@ void split_left(const float* x, int parts, int16_t* tiles) {
       split(load(from), parts, low);
       split(load(from + kLanes<float>), parts, high);
       for (int p = 0; p < parts; ++p) {
-        const Int16Vector numbers = __builtin_shuffle(reinterpret_cast<Int16Vector>(low[p]),
-                                                      reinterpret_cast<Int16Vector>(high[p]), upper);
+        const auto first = reinterpret_cast<Int16Vector>(low[p]);
+        const auto second = reinterpret_cast<Int16Vector>(high[p]);
+        const Int16Vector numbers = __builtin_shuffle(first, second, upper);
         int16_t* tile = tiles + ((row / kTileRows * kStepTiles + step) * kParts + p) * kTile;
         __builtin_memcpy(tile + row % kTileRows * kTileSteps, &numbers, sizeof(numbers));
       }

@@ -116,15 +116,21 @@ def held_config(capability: int) -> Config:
     return Config(Shape(32, 32, 16, "ieee", False), 8, 1)
 
 
+_DOUBLE_PRODUCT = Config(Shape(32, 32, 16, "ieee", True), 4, 2)
+
+
+def _precision_of_product(dtype: torch.dtype, precision: str) -> str:
+    """float16 is exact as tf32, so that only V needs several."""
+    return "tf32x3" if dtype == torch.float16 and torch.version.hip is None else precision
+
+
 def product_config(capability: int, dtype: torch.dtype, precision: str) -> Config:
     """Of the product of V with features of a dtype."""
     if capability == 0:
         return _INTERPRETER
     if dtype == torch.float64:
-        return Config(Shape(32, 32, 16, "ieee", True), 4, 2)
-    if dtype == torch.float16 and torch.version.hip is None:
-        # exact as tf32, so that only V needs several
-        precision = "tf32x3"
+        return _DOUBLE_PRODUCT
+    precision = _precision_of_product(dtype, precision)
     if dtype != torch.bfloat16 and precision == "ieee":
         return Config(Shape(64, 32, 32, precision, True), 8, 2)
     # operands of warp-wide float32 products lie in registers, each in parts
@@ -160,10 +166,8 @@ def multiply_config(capability: int, dtype: torch.dtype, precision: str) -> Conf
     if capability == 0:
         return _INTERPRETER
     if dtype == torch.float64:
-        return Config(Shape(32, 32, 16, "ieee", True), 4, 2)
-    if dtype == torch.float16 and torch.version.hip is None:
-        precision = "tf32x3"
-    return Config(Shape(32, 32, 32, precision, True), 8, 2)
+        return _DOUBLE_PRODUCT
+    return Config(Shape(32, 32, 32, _precision_of_product(dtype, precision), True), 8, 2)
 
 
 def small_options(capability: int, dtype: torch.dtype) -> dict[str, int]:
