@@ -66,8 +66,8 @@ struct Ieee<float> {
   static constexpr float ln2_high = 0.693145751953125f;  // few enough bits for exact multiples
   static constexpr float ln2_low = 1.42860682030941723212e-6f;
   static constexpr float largest = 0x1.fffffep127f;
-  static constexpr float exp_low = -104.0f;  // below the logarithm of the smallest subnormal
-  static constexpr float exp_high = 89.0f;   // above the logarithm of the largest number
+  static constexpr float exp_low = -87.33654f;  // just above the logarithm of the smallest normal
+  static constexpr float exp_high = 89.0f;      // above the logarithm of the largest number
   static constexpr int exp_terms = 7;
   static constexpr int log_terms = 5;
 };
@@ -81,7 +81,7 @@ struct Ieee<double> {
   static constexpr double ln2_high = 0x1.62e42fefa0000p-1;
   static constexpr double ln2_low = 0x1.cf79abc9e3b39p-40;
   static constexpr double largest = 0x1.fffffffffffffp1023;
-  static constexpr double exp_low = -746.0;
+  static constexpr double exp_low = -708.396;
   static constexpr double exp_high = 710.0;
   static constexpr int exp_terms = 13;
   static constexpr int log_terms = 11;
@@ -162,12 +162,15 @@ AFFKD_INLINE V power_of_two(typename Number<V>::integer n) {
   return reinterpret_bits<V>((n + Format::bias) << Format::mantissa_bits);
 }
 
-// exp(x) = 2^n exp(r) with |r| <= log(2) / 2, where the Taylor series converges fast.
+// exp(x) = 2^n exp(r) with |r| <= log(2) / 2, where the Taylor series converges fast. What would be
+// subnormal is 0: most of a sharp softmax is, and each sum with one costs some processors a hundred
+// cycles.
 template <typename V>
 AFFKD_INLINE V exponential(V x) {
   using Format = Ieee<typename Number<V>::scalar>;
   using Integer = typename Number<V>::integer;
   const V low = splat<V>(Format::exp_low), high = splat<V>(Format::exp_high);
+  const V given = x;
   x = x < low ? low : x;
   x = x > high ? high : x;
   const V rounder = splat<V>(Format::rounder);
@@ -182,7 +185,8 @@ AFFKD_INLINE V exponential(V x) {
   }
   // in two steps, as 2^n itself may lie outside the range where the result does not
   const Integer half = n >> 1;
-  return series * power_of_two<V>(half) * power_of_two<V>(n - half);
+  const V result = series * power_of_two<V>(half) * power_of_two<V>(n - half);
+  return given < low ? splat<V>(0) : result;
 }
 
 // log(a / b) of positive a and b (NaN otherwise) whose quotient is a normal number. It is

@@ -55,6 +55,17 @@ def test_exponential_at_the_edges(capability: str, dtype: torch.dtype) -> None:
     torch.testing.assert_close(y, expected, rtol=0, atol=0, equal_nan=True)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_exponential_has_no_subnormal_values(capability: str, dtype: torch.dtype) -> None:
+    smallest = torch.finfo(dtype).tiny
+    edge = math.log(smallest)
+    x = torch.linspace(edge - 30, edge + 1, 1001, dtype=dtype)
+    y = exponential(x)
+    assert (y[x < edge - 1e-3] == 0).all()
+    assert (y[x > edge + 1e-3] >= smallest).all()
+    assert ((y == 0) | (y >= smallest)).all()
+
+
 def test_float32_log_ratio_is_within_two_ulp(capability: str) -> None:
     a = torch.logspace(-12, 12, 200_001)
     b = a.flip(0) * torch.linspace(0.5, 2.0, 200_001)
