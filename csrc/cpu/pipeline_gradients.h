@@ -110,9 +110,14 @@ void Pipeline<T>::add_products(const Tile<T>& tile, Range dims) {
 // The same of the transposed tile: what its columns receive from its rows.
 template <typename T>
 void Pipeline<T>::add_mirror_products(const Tile<T>& tile, T* products, T* sums) {
-  add_product<T>(tile.columns, {tile.student, 1, tile.stride}, pairs_.student.queries,
-                 {tile.row, tile.rows}, {0, pairs_.student.queries.dim},
-                 products + tile.column * pairs_.student.queries.dim);
+  const Items<T>& items = pairs_.student.queries;
+  const Scratch scratch;
+  // in rows, as the product reads it: down a column every number would cost a line of the cache
+  const int64_t stride = round_up(tile.rows, kPanel<T>) + kLanes<T>;
+  T* mirror = take<T>(tile.columns * stride);
+  transpose(tile.rows, tile.columns, tile.student, tile.stride, mirror, stride);
+  add_product<T>(tile.columns, {mirror, stride, 1}, items, {tile.row, tile.rows}, {0, items.dim},
+                 products + tile.column * items.dim);
   if (is_distance(settings_.pair)) {
     for (int64_t i = 0; i < tile.rows; ++i) {
       for (int64_t j = 0; j < tile.columns; ++j) {
@@ -197,15 +202,15 @@ void Pipeline<T>::sweep_gradients() {
     });
     return;
   }
-  if (pairs_.has_long_items()) {
+  if (pairs_.goes_by_features()) {
     pairs_.sweep(pairs_.parallel, [this](const Tile<T>& tile) { add_row_gradients(tile); });
-    constexpr int64_t block = 512;
+    const int64_t block = feature_block_size<T>(dim);
     for_each_task(pairs_.parallel, count_blocks(dim, block), [&](int64_t task) {
       add_products(pairs_.whole(), block_range(dim, block, task));
     });
-    return;
+  } else {
+    pairs_.sweep(pairs_.parallel, visit);
   }
-  pairs_.sweep(pairs_.parallel, visit);
   if (keys) {
     pairs_.sweep_columns(
         [this](const Tile<T>& tile) { add_mirror_products(tile, key_products_, key_sums_); });
