@@ -9,6 +9,7 @@ gradient of the sum with ``row_weight`` multiplied by the incoming gradient. Gra
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -103,6 +104,18 @@ def _validated(spec: LossSpec, tensors: tuple[Any, ...]) -> Inputs:
     return canonical_inputs(spec, *tensors)[0]
 
 
+# Whether this backward keeps the graph for another one; where torch cannot tell, it does.
+_keeps_graph: Callable[[], bool] = getattr(
+    torch._C._autograd, "_get_current_graph_task_keep_graph", lambda: True
+)
+
+
+def _scaled(gradient: Tensor, factor: Tensor) -> Tensor:
+    """``gradient * factor``, in the gradient's own memory where nobody asks for it again."""
+    again = torch.is_grad_enabled() or torch.compiler.is_compiling() or _keeps_graph()
+    return gradient * factor if again else gradient.mul_(factor)
+
+
 class FusedLoss(torch.autograd.Function):
     """The scalar loss of the caller's own tensors; the layout is undone in the backward.
 
@@ -135,7 +148,7 @@ class FusedLoss(torch.autograd.Function):
         for i, known, saved in zip(DIFFERENTIABLE, ctx.kinds, ctx.saved_tensors, strict=True):
             if saved is not None and grad_loss is not None:
                 dtype, shape = known
-                out[3 + i] = from_items((saved * grad_loss).to(dtype), shape, ctx.items)
+                out[3 + i] = from_items(_scaled(saved, grad_loss).to(dtype), shape, ctx.items)
         return tuple(out)
 
 
@@ -158,7 +171,7 @@ class PlainLoss(torch.autograd.Function):
         if grad_gradient is not None:
             refuse_second_derivative(grad_gradient)
         (gradient,) = ctx.saved_tensors
-        return None, None if grad_loss is None else gradient * grad_loss, None
+        return None, None if grad_loss is None else _scaled(gradient, grad_loss), None
 
 
 def plain_loss(call: PlainCall, student: Tensor, teacher: Tensor) -> Tensor:

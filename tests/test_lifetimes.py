@@ -109,3 +109,27 @@ def test_a_change_in_place_is_found_where_values_are_needed(
             torch.autograd.grad(loss, leaf)
     else:
         assert torch.equal(torch.autograd.grad(loss, leaf)[0], expected)
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_a_last_backward_scales_the_gradient_where_it_lies(
+    masked: bool, fused: dict[str, str]
+) -> None:
+    student, teacher = pair(17, 12, 4).features
+    student.requires_grad_()
+    options: dict[str, Any] = {"mask": mask(17, 12)} if masked else {}
+    places: list[int] = []
+
+    def remember(saved: Tensor) -> Tensor:
+        places.append(saved.data_ptr())
+        return saved
+
+    with torch.autograd.graph.saved_tensors_hooks(remember, lambda saved: saved):
+        loss = affkd.affinity_loss(student, teacher, *TRIPLE, **options, **fused)
+    (once,) = torch.autograd.grad(loss, student, retain_graph=True)
+    (twice,) = torch.autograd.grad(loss, student, torch.full_like(loss, 2), retain_graph=True)
+    (last,) = torch.autograd.grad(loss, student, torch.full_like(loss, 3))
+    torch.testing.assert_close(twice, 2 * once)
+    torch.testing.assert_close(last, 3 * once)
+    assert once.data_ptr() not in places
+    assert last.data_ptr() in places
