@@ -99,7 +99,8 @@ def interleaved(
     """Time every step once a round, in a new random order each, until ``seconds`` have passed.
 
     Position alone moves small calls by a fifth: what ran before decides what the caches hold.
-    Hence the random order, and before each timed call an untimed one of the same step.
+    Hence the random order, and before each short timed call one of the same step that does not
+    count.
     """
     timer = timer or CpuTimer()
     order = random.Random(seed)
@@ -116,7 +117,12 @@ def interleaved(
                 if samples[name] and samples[name][-1] > TIMED_ONCE_ABOVE:
                     names.remove(name)
                     continue
-                if not samples[name] or samples[name][-1] < WARM_CALL_BELOW:
+                if not samples[name]:
+                    first = timer(steps[name])
+                    if first >= WARM_CALL_BELOW:
+                        samples[name].append(first)
+                        continue
+                elif samples[name][-1] < WARM_CALL_BELOW:
                     steps[name]()
                 samples[name].append(timer(steps[name]))
             rounds += 1

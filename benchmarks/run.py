@@ -45,6 +45,9 @@ def main(arguments: list[str] | None = None) -> int:
     if options.threads:
         torch.set_num_threads(options.threads)
     _quieten()
+    if options.verbose:
+        logging.basicConfig(format="%(asctime)s %(message)s")
+        logging.getLogger("benchmarks").setLevel(logging.INFO)
     result = {
         "schema": SCHEMA,
         "suite": suite,
@@ -145,6 +148,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--json", type=Path, metavar="OUT", help="where to write the results")
     parser.add_argument("--threads", type=int, help="of torch; the default is torch's own choice")
     parser.add_argument("--minutes", type=float, help="start no case after this; see SUITES")
+    parser.add_argument("--verbose", action="store_true", help="say what a case is busy with")
     for name, what in (("memory", "peak memory"), ("tuned", "the tuned allocator's times")):
         flag = argparse.BooleanOptionalAction
         parser.add_argument(f"--{name}", action=flag, default=True, help=f"measure {what} too")

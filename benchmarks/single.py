@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import logging
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -29,6 +30,8 @@ from .providers import (
     provider_names,
 )
 from .registry import CHUNKED, COMPILE, EAGER, Case
+
+logger = logging.getLogger(__name__)
 
 # a process each takes seconds: what a user would choose between, and what has a bound
 MEMORY_OF = (EAGER, COMPILE, CHUNKED, AUTO, "cpp-tiled", "triton-tiled")
@@ -90,11 +93,14 @@ def measure_case(case: Case, *, memory: bool = True) -> CaseRecord:
     """Errors, times and memory of every provider that is usable on this machine's CPU."""
     inputs = make_inputs(case)
     record = new_record(case, inputs)
+    logger.info("%s: errors against float64", case.name)
     usable = usable_providers(case, inputs, record, true_values(case, inputs))
     judge(record)
+    logger.info("%s: times", case.name)
     for name, timing in _timings(case, inputs, usable).items():
         record.providers.setdefault(name, Measured()).seconds = timing
     if case.memory and memory:
+        logger.info("%s: memory", case.name)
         for name in MEMORY_OF:
             if name in usable:
                 _add_memory(case, name, record.providers[name])
