@@ -108,7 +108,7 @@ def _records(
 ) -> list[CaseRecord]:
     if device == "cuda":
         return [measure_on_gpu(case, left)]
-    record = measure_case(case, memory=options.memory)
+    record = measure_case(case, memory=options.memory, baselines=options.baselines)
     if not (case.tuned and options.tuned and sys.platform == "linux"):
         return [record]
     tuned = measure_tuned(case, record, timeout=min(TUNED_TIMEOUT, max(left(), 30.0)))
@@ -128,6 +128,7 @@ def _command(options: argparse.Namespace, suite: str) -> str:
     parts = ["python", "-m", "benchmarks.run", "--suite", suite]
     parts += ["--only", options.only] if options.only else []
     parts += ["--threads", str(options.threads)] if options.threads else []
+    parts += [] if options.baselines else ["--no-baselines"]
     parts += [] if options.memory else ["--no-memory"]
     parts += [] if options.tuned else ["--no-tuned"]
     return shlex.join(parts)
@@ -149,7 +150,11 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--threads", type=int, help="of torch; the default is torch's own choice")
     parser.add_argument("--minutes", type=float, help="start no case after this; see SUITES")
     parser.add_argument("--verbose", action="store_true", help="say what a case is busy with")
-    for name, what in (("memory", "peak memory"), ("tuned", "the tuned allocator's times")):
+    for name, what in (
+        ("baselines", "what others write and the errors against float64,"),
+        ("memory", "peak memory"),
+        ("tuned", "the tuned allocator's times"),
+    ):
         flag = argparse.BooleanOptionalAction
         parser.add_argument(f"--{name}", action=flag, default=True, help=f"measure {what} too")
     return parser

@@ -160,6 +160,15 @@ def test_a_case_is_measured() -> None:
     assert skipped is not None and "no closed form" in skipped
 
 
+def test_a_case_is_measured_against_the_floor_alone() -> None:
+    record = single.measure_case(TINY, baselines=False)
+    timed = {name for name, m in record.providers.items() if m.seconds}
+    assert {AUTO, AUTO_AGAIN, PAIRS} <= timed
+    assert not {EAGER, CHUNKED} & set(record.providers)
+    assert all(m.error is None and m.passes is None for m in record.providers.values())
+    assert tables.floor_share(record.as_json()) is not None
+
+
 def test_a_wrong_loss_does_not_pass(monkeypatch: pytest.MonkeyPatch) -> None:
     original = single.make_provider
 
