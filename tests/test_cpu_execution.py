@@ -110,6 +110,27 @@ def test_few_items_of_many_features(triple: Triple, rows: int, dim: int) -> None
         torch.testing.assert_close(actual, expected, rtol=1e-9, atol=1e-12)
 
 
+# around what counts as few and as many, and blocks of keys that are torn
+@pytest.mark.parametrize(
+    "queries, keys, dim", [(1, 8, 32), (5, 39, 40), (5, 41, 40), (33, 300, 70)]
+)
+@pytest.mark.parametrize("triple", TRIPLES, ids=str)
+def test_few_queries_facing_a_bank(
+    triple: Triple, queries: int, keys: int, dim: int, threads: Any
+) -> None:
+    options = {"mask": mask(1, queries), "key_mask": mask(2, keys)}
+    plain = bank(4, queries, dim, keys=keys, teacher_dim=dim + 2)
+    for inputs in (plain, Inputs(*plain.features, {**plain.options, **options})):
+        expected = evaluate(inputs, triple, backend="reference")
+        actual = evaluate(inputs, triple, backend="cpp", algorithm="dense")
+        torch.testing.assert_close(actual, expected, rtol=1e-9, atol=1e-12)
+    threads(1)
+    alone = evaluate(plain, triple, backend="cpp", algorithm="dense")
+    threads(2)
+    shared = evaluate(plain, triple, backend="cpp", algorithm="dense")
+    assert all(torch.equal(one, two) for one, two in zip(alone, shared, strict=True))
+
+
 # what tells a shifted cosine of 0 from one that rounding left above it
 OPPOSITES = (
     Triple(part("cosine", shifted=True), part("mean"), part("l1")),
