@@ -14,7 +14,7 @@ class GradientPairs {
     RowTotals totals[kWarps];
     double sums[kWarps];
   };
-  // of linear kernel alignment only: not worth every call's registers
+  // of what is centered here only: not worth every call's registers
   struct Means {
     Centering<T> student;
     Centering<T> teacher;
@@ -49,6 +49,9 @@ class GradientPairs {
       second_ = static_cast<T>(-scale * totals.correction);
       __syncthreads();
     }
+    if (folds()) {
+      prepare_gradient_means(scratch, means);
+    }
     const Panel& panel = p_.task.panel;
     const RowTotals* rows = totals_of(p_, matrix_) + panel.row_begin / kWarps;
     return block_totals(rows, divide_up(panel.rows, kWarps), scratch.totals).pairs > 0;
@@ -77,6 +80,10 @@ class GradientPairs {
       return first_ * first;
     }
     const T second = static_cast<const T*>(p_.work.second)[at];
+    if (folds()) {
+      const T slope = static_cast<const T*>(p_.work.slopes)[at];
+      return first_ * (means_.student.centered(first, i, j) * slope) + second_ * second;
+    }
     return is_closed(p_) ? aligned_entry(i, j, second, first) : first_ * first + second_ * second;
   }
 
@@ -109,6 +116,19 @@ class GradientPairs {
            p_.pair_mask.data == nullptr;
   }
 
+  // W1 is dA before it is centered
+  AFFKD_DEVICE bool folds() const { return sizeof(T) == sizeof(float) && folds_gradient(p_); }
+
+  AFFKD_DEVICE void prepare_gradient_means(Scratch& scratch, Means& means) const {
+    Centering<T> gradient;
+    gradient.find(p_, Summed::gradient, matrix_, scratch.sums);
+    if (threadIdx.x == 0) {
+      means.student = gradient;
+    }
+    __syncthreads();
+  }
+
+  // of linear kernel alignment
   AFFKD_DEVICE void prepare_means(Scratch& scratch, Means& means) const {
     Centering<T> student, teacher;
     student.find(p_, Summed::student, matrix_, scratch.sums);

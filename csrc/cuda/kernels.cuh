@@ -108,7 +108,7 @@ inline Kernel kernel_of(Phase phase) {
   return {nullptr, 0};
 }
 
-inline Kernel find_kernel(Phase phase, const Params& p) {
+inline Kernel kernel_for(Phase phase, const Params& p) {
   if (p.wide) {
     return kernel_of<double, Precision::ieee>(phase);
   }
@@ -120,6 +120,15 @@ inline Kernel find_kernel(Phase phase, const Params& p) {
     default:
       return kernel_of<float, Precision::ieee>(phase);
   }
+}
+
+inline Kernel find_kernel(Phase phase, const Params& p) {
+  Kernel kernel = kernel_for(phase, p);
+  if (phase == Phase::rows && !is_folded(p)) {
+    // they are the last of what is shared
+    kernel.shared_bytes -= sizeof(FoldedSums[2]);
+  }
+  return kernel;
 }
 
 // The angle loss takes two launches: angle_blocks(p) blocks, and one.

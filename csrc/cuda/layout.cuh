@@ -53,7 +53,8 @@ inline bool has_third_buffer(const Params& p) {
 
 // As many whole matrices as fit the budget, or else rows of one.
 inline Panel largest_panel(const Params& p, int64_t budget) {
-  const int64_t buffers = p.columns ? 4 : has_third_buffer(p) ? 3 : 2;
+  const bool slopes = may_fold(p) && centers_gradient(p);
+  const int64_t buffers = p.columns || slopes ? 4 : has_third_buffer(p) ? 3 : 2;
   const int64_t row = p.keys * buffers * static_cast<int64_t>(number_size(p));
   const int64_t rows = row > 0 ? budget / row : p.queries;
   if (rows >= p.queries) {
@@ -109,6 +110,8 @@ inline int64_t lay_out(Params& p, void* base) {
   take(work.states, is_global(p.settings.normalization) ? 2 * n * p.state_slots : 0, sizeof(State));
   take(work.row_sums, sums ? 3 * n * p.queries : 0, sizeof(double));
   take(work.column_sums, sums ? 3 * n * p.keys : 0, sizeof(double));
+  take(work.tile_sums, is_folded(p) ? 2 * n * tile_sums(p) : 0, sizeof(double));
+  take(work.block_sums, folds_gradient(p) ? n * p.row_blocks * p.keys : 0, sizeof(double));
   take(work.poison, 16 * n * p.item_blocks, number_size(p));
   take(work.inverse_lengths, p.settings.unit ? 2 * n * longest : 0, number_size(p));
   take(work.student, pairs, number_size(p));
@@ -118,6 +121,7 @@ inline int64_t lay_out(Params& p, void* base) {
   if (has_third_buffer(p)) {
     take(work.second, pairs, number_size(p));
   }
+  take(work.slopes, folds_gradient(p) ? pairs : 0, number_size(p));
   return static_cast<int64_t>(used);
 }
 

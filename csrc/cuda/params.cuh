@@ -21,6 +21,8 @@ constexpr int64_t kTile = 32;   // pairs along either side of a tile
 constexpr int64_t kSlice = 64;  // features of one block of a product
 // parts of a matrix's statistic, of which every block of phase rows reads all
 constexpr int64_t kMostSlots = 4096;
+// items along either side of a matrix that is centered without launches of its own
+constexpr int64_t kMostFolded = 512;
 
 // How a tensor's numbers are stored; they are computed with in float, or double if any is double.
 enum class Storage : int64_t { float32, float64, bfloat16, float16 };
@@ -120,6 +122,8 @@ struct Workspace {
   State* states;             // [2, N, state_slots] of student and teacher
   double* row_sums;          // [3, N, Q] of A_s, A_t and dA
   double* column_sums;       // [3, N, K]
+  double* tile_sums;         // [2, N, tile_sums(p)] of A_s and A_t
+  double* block_sums;        // [N, row_blocks, K] of the columns of dA
   void* poison;              // T [4, N, 4 item_blocks]: NaN where an item is inf or NaN, else 0
   void* inverse_lengths;     // T [2, N, max(Q, K)]: 1 / |x| of the student's queries and keys
   void* student;             // T [axes, panel]: g, or the squared distance, of every pair; with two
@@ -127,6 +131,7 @@ struct Workspace {
   void* teacher;             // T [axes, panel]
   void* first;               // T [panel]: W1 of V = a (W1 + W1') + b (W2 + W2')
   void* second;              // T [panel]: W2, what flows back through a statistic of the matrix
+  void* slopes;              // T [panel]: d A / d g, where `first` is dA before it is centered
 };
 
 // The pairs that the workspace holds: rows [row_begin, row_begin + rows) of some matrices.
@@ -256,12 +261,6 @@ AFFKD_BOTH constexpr bool is_masked(const Params& p) {
   return p.mask.data != nullptr || p.key_mask.data != nullptr || p.pair_mask.data != nullptr;
 }
 
-// The states come out of the tiles, unless a centered matrix is not known there or the tiles of a
-// matrix are computed more than once.
-AFFKD_BOTH constexpr bool gram_has_states(const Params& p) {
-  return is_global(p.settings.normalization) && !is_centered(p) && p.largest.rows == p.queries;
-}
-
 // mse makes dA a combination of two centered matrices already
 AFFKD_BOTH constexpr bool centers_gradient(const Params& p) {
   return is_centered(p) && (p.settings.loss != Loss::mse || p.row_weight.data != nullptr);
@@ -275,6 +274,33 @@ AFFKD_BOTH constexpr bool is_closed(const Params& p) {
          p.settings.pair == PairFunction::linear && !p.settings.unit && !p.settings.clamped &&
          p.settings.diagonal == Diagonal::keep && p.row_losses == nullptr &&
          p.scale_gradient == nullptr;
+}
+
+// Small matrices of float are centered on the way: tiles leave sums of their rows and columns,
+// which every block of phase rows adds up for itself, and so on with dA and phase product. Norms
+// from sums cancel, which double survives for numbers of float.
+AFFKD_BOTH constexpr bool may_fold(const Params& p) {
+  return is_centered(p) && !p.wide && p.queries <= kMostFolded && p.keys <= kMostFolded &&
+         (p.scale_gradient == nullptr || !centers_gradient(p));
+}
+AFFKD_BOTH constexpr bool is_folded(const Params& p) {
+  return may_fold(p) && p.largest.rows == p.queries && !is_closed(p);
+}
+AFFKD_BOTH constexpr bool folds_gradient(const Params& p) {
+  return is_folded(p) && centers_gradient(p);
+}
+
+// The states come out of the tiles, unless a centered matrix is not known there or the tiles of a
+// matrix are computed more than once.
+AFFKD_BOTH constexpr bool gram_has_states(const Params& p) {
+  return is_global(p.settings.normalization) && (!is_centered(p) || is_folded(p)) &&
+         p.largest.rows == p.queries;
+}
+
+// Of one side of one matrix: for every tile of columns a sum of each row, then the same of columns,
+// which a self-affinity's rows are.
+AFFKD_BOTH constexpr int64_t tile_sums(const Params& p) {
+  return divide_up(p.keys, kTile) * p.queries + (p.self ? 0 : divide_up(p.queries, kTile) * p.keys);
 }
 
 AFFKD_BOTH constexpr int64_t gram_tiles(const Params& p, const Panel& panel) {

@@ -16,6 +16,7 @@ class RowBlock {
     State states[kWarps];
     double sums[kWarps];
     RowTotals totals[kWarps];
+    FoldedSums folded[2];  // there only where they are needed
   };
 
   AFFKD_DEVICE RowBlock(const Params& p, Shared& shared)
@@ -39,10 +40,16 @@ class RowBlock {
       }
       correction_ = known ? correction_ : warp_sum(static_cast<double>(sums_.correction));
     }
+    if (folds()) {
+      write_gradient_sums();
+    }
     if (p_.task.writes_losses) {
       write_totals();
     }
     if (p_.task.finishes && is_last_of_matrix(p_, task_.matrix, shared_.finish)) {
+      if (folds()) {
+        add_up_columns();
+      }
       const double poison = late_poison<T>(p_, task_.matrix, shared_.sums);
       finish_matrix<T>(p_, task_.matrix, poison, shared_.finish);
     }
@@ -55,11 +62,17 @@ class RowBlock {
     T scale_first = 0;
     T scale_second = 0;
     int64_t pairs = 0;
+    double gradient = 0;
   };
 
+  // whether phase product centers dA
+  AFFKD_DEVICE bool folds() const {
+    return sizeof(T) == sizeof(float) && p_.task.writes_pairs && folds_gradient(p_);
+  }
+
   AFFKD_DEVICE void prepare() {
-    sides_.find_means(shared_.sums);
-    scalings_ = matrix_scalings<T>(p_, task_.matrix, shared_.states, shared_.sums);
+    sides_.find_means(shared_.sums, shared_.folded);
+    scalings_ = matrix_scalings<T>(p_, task_.matrix, sides_, shared_.states, shared_.sums);
     poison_ = panel_poison<T>(p_, task_.matrix, shared_.sums);
     find_row_scalings(p_.settings, sides_, scalings_);
   }
@@ -80,7 +93,7 @@ class RowBlock {
       if (part) {
         visit(j, losses, writes, scales);
       } else if (writes) {
-        write(j, T{0}, T{0});
+        write(j, T{0}, T{0}, T{0});
       }
     });
     zero_absent_row(writes);
@@ -113,12 +126,17 @@ class RowBlock {
       sums_.scale_second += second * held;
     }
     if (writes) {
-      write(j, centers_gradient(p_) ? first : first * terms.slope, second * terms.slope);
+      sums_.gradient += first;
+      write(j, centers_gradient(p_) ? first : first * terms.slope, second * terms.slope,
+            terms.slope);
     }
   }
 
-  AFFKD_DEVICE void write(int64_t j, T first, T second) const {
+  AFFKD_DEVICE void write(int64_t j, T first, T second, T slope) const {
     sides_.row().first(j) = first;
+    if (folds()) {
+      sides_.row().slope(j) = slope;
+    }
     if (has_second(p_)) {
       sides_.row().second(j) = second;
     }
@@ -127,8 +145,42 @@ class RowBlock {
   // A row of an invalid item still is a column's neighbor.
   AFFKD_DEVICE void zero_absent_row(bool writes) const {
     if (writes && task_.exists && !task_.present) {
-      sides_.row().each_entry([&](int64_t j) { write(j, T{0}, T{0}); });
+      sides_.row().each_entry([&](int64_t j) { write(j, T{0}, T{0}, T{0}); });
     }
+  }
+
+  // Of dA: of this warp's row, and of the columns of the block's rows.
+  AFFKD_DEVICE void write_gradient_sums() const {
+    const double sum = warp_sum(sums_.gradient);
+    if (lane_index() == 0 && task_.exists) {
+      row_sums_of(p_, Summed::gradient, task_.matrix)[task_.row] = sum;
+    }
+    __syncthreads();
+    const int64_t begin = task_.block * kWarps, left = p_.queries - begin;
+    const int64_t rows = left < kWarps ? left : kWarps;
+    const T* first = static_cast<const T*>(p_.work.first) + pair_index(p_, task_.matrix, begin, 0);
+    for (int64_t j = threadIdx.x; j < p_.keys; j += kThreads) {
+      double column = 0;
+      for (int64_t row = 0; row < rows; ++row) {
+        column += first[row * p_.keys + j];
+      }
+      block_sums()[task_.block * p_.keys + j] = column;
+    }
+  }
+
+  // in the last block of the matrix
+  AFFKD_DEVICE void add_up_columns() const {
+    for (int64_t j = threadIdx.x; j < p_.keys; j += kThreads) {
+      double sum = 0;
+      for (int64_t block = 0; block < p_.row_blocks; ++block) {
+        sum += block_sums()[block * p_.keys + j];
+      }
+      column_sums_of(p_, Summed::gradient, task_.matrix)[j] = sum;
+    }
+  }
+
+  AFFKD_DEVICE double* block_sums() const {
+    return p_.work.block_sums + task_.matrix * p_.row_blocks * p_.keys;
   }
 
   AFFKD_DEVICE RowTotals row_totals() const {

@@ -63,6 +63,7 @@ class PairRow {
   }
   AFFKD_DEVICE T& first(int64_t j) const { return static_cast<T*>(p_.work.first)[begin_ + j]; }
   AFFKD_DEVICE T& second(int64_t j) const { return static_cast<T*>(p_.work.second)[begin_ + j]; }
+  AFFKD_DEVICE T& slope(int64_t j) const { return static_cast<T*>(p_.work.slopes)[begin_ + j]; }
   AFFKD_DEVICE bool own(int64_t j) const {
     return task_.column ? is_own(p_, j, task_.row) : is_own(p_, task_.row, j);
   }

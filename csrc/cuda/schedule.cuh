@@ -72,7 +72,7 @@ class Schedule {
         products();
       });
     }
-    if (is_centered(p_)) {
+    if (is_centered(p_) && !is_folded(p_)) {
       sweep([this] { emit(Phase::means); });
     }
     if (is_global(p_.settings.normalization) && !gram_has_states(p_)) {
@@ -83,7 +83,7 @@ class Schedule {
     if (losses_first) {
       sweep([&] { rows(true, false, !gradient || !centers_gradient(p_)); });
     }
-    if (gradient && centers_gradient(p_)) {
+    if (gradient && centers_gradient(p_) && !is_folded(p_)) {
       centered_gradients();
     } else if (gradient) {
       sweep([&] {
