@@ -6,7 +6,7 @@
 #include <cstddef>
 #include <type_traits>
 
-#include "params.cuh"
+#include "choices.cuh"
 
 namespace affkd::cuda {
 
@@ -53,8 +53,7 @@ inline bool has_third_buffer(const Params& p) {
 
 // As many whole matrices as fit the budget, or else rows of one.
 inline Panel largest_panel(const Params& p, int64_t budget) {
-  const bool slopes = may_fold(p) && centers_gradient(p);
-  const int64_t buffers = p.columns || slopes ? 4 : has_third_buffer(p) ? 3 : 2;
+  const int64_t buffers = p.columns || may_fold_gradient(p) ? 4 : has_third_buffer(p) ? 3 : 2;
   const int64_t row = p.keys * buffers * static_cast<int64_t>(number_size(p));
   const int64_t rows = row > 0 ? budget / row : p.queries;
   if (rows >= p.queries) {

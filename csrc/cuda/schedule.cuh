@@ -1,8 +1,10 @@
 // Which launches make a call, and over which panels.
 //
-//   gram -> rows -> product              every triple whose matrix fits the workspace, but centered
+//   gram -> rows -> product              every triple whose matrix fits the workspace
 //   gram -> means -> product             linear kernel alignment (`is_closed`)
-//   gram -> means -> statistics -> rows -> [means -> center ->] product     centered otherwise
+//   gram -> means -> statistics -> rows -> [means -> center ->] product     what is centered and
+//   too
+//                                        large or too exact to be so on the way (`is_folded`)
 //
 // A loss alone needs no product. Where a matrix does not fit, it is worked on in panels of rows: a
 // statistic or a correction of the whole matrix then takes a sweep over the panels of its own, in
@@ -83,7 +85,7 @@ class Schedule {
     if (losses_first) {
       sweep([&] { rows(true, false, !gradient || !centers_gradient(p_)); });
     }
-    if (gradient && centers_gradient(p_) && !is_folded(p_)) {
+    if (gradient && centers_gradient(p_) && !folds_gradient(p_)) {
       centered_gradients();
     } else if (gradient) {
       sweep([&] {

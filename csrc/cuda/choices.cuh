@@ -1,0 +1,134 @@
+// What follows from the parameters of a call: which way of several it is computed, and how many
+// blocks that takes.
+#pragma once
+
+#include "params.cuh"
+
+namespace affkd::cuda {
+
+AFFKD_BOTH constexpr bool is_distance(PairFunction pair) {
+  return pair == PairFunction::squared_distance || pair == PairFunction::distance ||
+         pair == PairFunction::gaussian;
+}
+
+AFFKD_BOTH constexpr bool is_maximum(Normalization kind) {
+  return kind == Normalization::max || kind == Normalization::max_detached;
+}
+
+AFFKD_BOTH constexpr bool is_mean(Normalization kind) {
+  return kind == Normalization::mean_positive || kind == Normalization::mean_all ||
+         kind == Normalization::mean_offdiag;
+}
+
+// one statistic for the whole matrix
+AFFKD_BOTH constexpr bool is_global(Normalization kind) {
+  return kind == Normalization::frobenius || kind == Normalization::frobenius_centered ||
+         is_mean(kind) || is_maximum(kind);
+}
+
+AFFKD_BOTH constexpr bool is_centered(const Params& p) {
+  return p.settings.normalization == Normalization::frobenius_centered;
+}
+
+// the gradient has a part that follows from the statistic of the whole matrix
+AFFKD_BOTH constexpr bool has_second(const Params& p) {
+  return is_global(p.settings.normalization) &&
+         p.settings.normalization != Normalization::max_detached;
+}
+
+AFFKD_BOTH constexpr bool wants_gradient(const Params& p) {
+  return p.query_gradient != nullptr || p.key_gradient != nullptr || p.scale_gradient != nullptr;
+}
+
+AFFKD_BOTH constexpr bool is_half(const FeatureView& features) {
+  return features.storage == Storage::bfloat16 || features.storage == Storage::float16;
+}
+
+// The tiles of phase gram multiply the features as they are, in half precision: tf32 has all their
+// digits.
+AFFKD_BOTH constexpr bool has_exact_tf32(const Params& p) {
+  const bool moved = is_centered(p) || (is_distance(p.settings.pair) && !p.settings.unit);
+  return !moved && is_half(p.student) && is_half(p.teacher) && is_half(p.student_keys) &&
+         is_half(p.teacher_keys);
+}
+
+// One product serves both sides, and only one tile of every mirrored couple is computed: where a
+// panel is whole matrices of a self-affinity.
+AFFKD_BOTH constexpr bool is_mirrored(const Params& p) {
+  return p.self && p.largest.rows == p.queries;
+}
+
+AFFKD_BOTH constexpr bool is_masked(const Params& p) {
+  return p.mask.data != nullptr || p.key_mask.data != nullptr || p.pair_mask.data != nullptr;
+}
+
+// mse makes dA a combination of two centered matrices already
+AFFKD_BOTH constexpr bool centers_gradient(const Params& p) {
+  return is_centered(p) && (p.settings.loss != Loss::mse || p.row_weight.data != nullptr);
+}
+
+// Linear kernel alignment, the everyday centered loss: sums over uncentered rows give it, and three
+// launches are enough. They cancel, which sums of double survive for numbers of float, and those
+// of features without their common offset.
+AFFKD_BOTH constexpr bool is_closed(const Params& p) {
+  return is_centered(p) && !centers_gradient(p) && is_mirrored(p) && !p.wide &&
+         p.settings.pair == PairFunction::linear && !p.settings.unit && !p.settings.clamped &&
+         p.settings.diagonal == Diagonal::keep && p.row_losses == nullptr &&
+         p.scale_gradient == nullptr;
+}
+
+// Small matrices of float are centered on the way: tiles leave sums of their rows and columns,
+// which every block of phase rows adds up for itself, and so on with dA and phase product. Norms
+// from sums cancel, which double survives for numbers of float.
+AFFKD_BOTH constexpr bool may_fold(const Params& p) {
+  return is_centered(p) && !p.wide && p.queries <= kMostFolded && p.keys <= kMostFolded;
+}
+AFFKD_BOTH constexpr bool is_folded(const Params& p) {
+  return may_fold(p) && p.largest.rows == p.queries && !is_closed(p);
+}
+// The gradient of a scale takes dA as a whole after it was centered.
+AFFKD_BOTH constexpr bool may_fold_gradient(const Params& p) {
+  return may_fold(p) && centers_gradient(p) && p.scale_gradient == nullptr;
+}
+AFFKD_BOTH constexpr bool folds_gradient(const Params& p) {
+  return is_folded(p) && may_fold_gradient(p);
+}
+
+// The states come out of the tiles, unless a centered matrix is not known there or the tiles of a
+// matrix are computed more than once.
+AFFKD_BOTH constexpr bool gram_has_states(const Params& p) {
+  return is_global(p.settings.normalization) && (!is_centered(p) || is_folded(p)) &&
+         p.largest.rows == p.queries;
+}
+
+// Of one side of one matrix: for every tile of columns a sum of each row, then the same of columns,
+// which a self-affinity's rows are.
+AFFKD_BOTH constexpr int64_t tile_sums(const Params& p) {
+  return divide_up(p.keys, kTile) * p.queries + (p.self ? 0 : divide_up(p.queries, kTile) * p.keys);
+}
+
+AFFKD_BOTH constexpr int64_t gram_tiles(const Params& p, const Panel& panel) {
+  const int64_t rows = divide_up(panel.rows, kTile), columns = divide_up(p.keys, kTile);
+  return is_mirrored(p) ? rows * (rows + 1) / 2 : rows * columns;
+}
+
+// Blocks that share the tiles of one side of a matrix out among them.
+AFFKD_BOTH constexpr int64_t gram_blocks(const Params& p, const Panel& panel) {
+  return gram_has_states(p) ? p.state_slots : gram_tiles(p, panel);
+}
+
+// Blocks of phase rows for each matrix of a panel.
+AFFKD_BOTH constexpr int64_t line_blocks(const Params& p) {
+  return divide_up(p.task.panel.rows, kWarps) + (p.columns ? divide_up(p.keys, kWarps) : 0);
+}
+
+// Blocks of phase product, for either gradient of a panel.
+AFFKD_BOTH constexpr int64_t query_blocks(const Params& p) {
+  return p.task.panel.matrices * divide_up(p.task.panel.rows, kTile) *
+         divide_up(p.student.dim, kSlice);
+}
+AFFKD_BOTH constexpr int64_t key_blocks(const Params& p) {
+  return p.task.panel.matrices * divide_up(p.keys, kTile) * divide_up(p.student.dim, kSlice);
+}
+
+}  // namespace affkd::cuda
