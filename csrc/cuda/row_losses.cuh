@@ -16,6 +16,7 @@ class RowBlock {
     State states[kWarps];
     double sums[kWarps];
     RowTotals totals[kWarps];
+    typename RowSides<T>::Means means;
     FoldedSums folded[2];  // there only where they are needed
   };
 
@@ -23,7 +24,7 @@ class RowBlock {
       : p_(p),
         shared_(shared),
         task_(find_row(p)),
-        sides_(p, task_),
+        sides_(p, task_, shared.means),
         stage_(p.settings),
         weight_(task_.present ? row_weight(p, task_.matrix, task_.row) : 0) {}
 

@@ -10,24 +10,45 @@ namespace affkd::cuda {
 template <typename T>
 class RowSides {
  public:
-  AFFKD_DEVICE RowSides(const Params& p, const RowTask& task)
+  // In shared memory: what is centered has more of them than registers.
+  struct Means {
+    Centering<T> student;
+    Centering<T> teacher;
+    double student_lost;  // of the sum of squares, by centering
+    double teacher_lost;
+  };
+
+  AFFKD_DEVICE RowSides(const Params& p, const RowTask& task, Means& means)
       : p_(p),
         task_(task),
         row_(p, task),
         pairs_(p),
         student_scale_(scale_of<T>(p, true)),
-        teacher_scale_(scale_of<T>(p, false)) {}
+        teacher_scale_(scale_of<T>(p, false)),
+        means_(means) {}
 
   // By all threads of a block; `folded` is of both sides, and not there where nothing is.
   AFFKD_DEVICE void find_means(double* scratch, FoldedSums* folded = nullptr) {
-    if (sizeof(T) == sizeof(float) && is_folded(p_)) {
-      // in double, as all else that centering takes away
-      student_lost_ = student_means_.fold(p_, true, task_.matrix, folded[0], scratch);
-      teacher_lost_ = teacher_means_.fold(p_, false, task_.matrix, folded[1], scratch);
-    } else if (is_centered(p_)) {
-      student_means_.find(p_, Summed::student, task_.matrix, scratch);
-      teacher_means_.find(p_, Summed::teacher, task_.matrix, scratch);
+    if (!is_centered(p_)) {
+      return;
     }
+    // one after the other, so that there is one copy of the code
+#pragma unroll 1
+    for (int side = 0; side < 2; ++side) {
+      const bool student = side == 0;
+      Centering<T> means;
+      double lost = 0;
+      if (sizeof(T) == sizeof(float) && is_folded(p_)) {
+        lost = means.fold(p_, student, task_.matrix, folded[side], scratch);
+      } else {
+        means.find(p_, student ? Summed::student : Summed::teacher, task_.matrix, scratch);
+      }
+      if (threadIdx.x == 0) {
+        (student ? means_.student : means_.teacher) = means;
+        (student ? means_.student_lost : means_.teacher_lost) = lost;
+      }
+    }
+    __syncthreads();
   }
 
   AFFKD_DEVICE const PairRow<T>& row() const { return row_; }
@@ -35,7 +56,7 @@ class RowSides {
   // What the tiles know of the matrix becomes what phase statistics would.
   AFFKD_DEVICE State centered_state(State state, bool student) const {
     if (is_folded(p_)) {
-      const double square = state.second - (student ? student_lost_ : teacher_lost_);
+      const double square = state.second - (student ? means_.student_lost : means_.teacher_lost);
       state.first = square < 0 ? 0 : square;
     }
     return state;
@@ -55,8 +76,7 @@ class RowSides {
     if (!is_centered(p_)) {
       return a;
     }
-    return student ? student_means_.centered(a, task_.row, j)
-                   : teacher_means_.centered(a, task_.row, j);
+    return (student ? means_.student : means_.teacher).centered(a, task_.row, j);
   }
 
  private:
@@ -66,10 +86,7 @@ class RowSides {
   const PairStage<T> pairs_;
   const T student_scale_;
   const T teacher_scale_;
-  Centering<T> student_means_;
-  Centering<T> teacher_means_;
-  double student_lost_ = 0;
-  double teacher_lost_ = 0;
+  Means& means_;
 };
 
 }  // namespace affkd::cuda

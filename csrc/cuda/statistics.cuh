@@ -12,10 +12,11 @@ class StatisticsBlock {
   struct Shared {
     State states[kWarps];
     double sums[kWarps];
+    typename RowSides<T>::Means means;
   };
 
   AFFKD_DEVICE StatisticsBlock(const Params& p, Shared& shared)
-      : p_(p), shared_(shared), task_(find_row(p)), sides_(p, task_) {}
+      : p_(p), shared_(shared), task_(find_row(p)), sides_(p, task_, shared.means) {}
 
   AFFKD_DEVICE void run() {
     sides_.find_means(shared_.sums);
