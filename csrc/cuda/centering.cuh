@@ -23,7 +23,8 @@ AFFKD_DEVICE double* column_sums_of(const Params& p, Summed what, int64_t n) {
 
 // Sums of rows by tiles of columns or, of a cross-affinity, of columns by tiles of rows.
 AFFKD_DEVICE double* tile_sums_of(const Params& p, bool student, int64_t n, bool columns) {
-  double* sums = p.work.tile_sums + ((student ? 0 : p.matrices) + n) * tile_sums(p);
+  const int64_t list = (student ? 0 : p.largest.matrices) + n - p.task.panel.matrix_begin;
+  double* sums = p.work.tile_sums + list * tile_sums(p);
   return sums + (columns && !p.self ? divide_up(p.keys, kTile) * p.queries : 0);
 }
 

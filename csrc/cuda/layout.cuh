@@ -98,7 +98,7 @@ inline int64_t lay_out(Params& p, void* base) {
   Workspace& work = p.work;
   const int64_t n = p.matrices, longest = p.queries > p.keys ? p.queries : p.keys;
   const int64_t axes = p.columns ? 2 : 1;
-  const int64_t pairs = axes * p.largest.matrices * p.largest.rows * p.keys;
+  const int64_t held = p.largest.matrices, pairs = axes * held * p.largest.rows * p.keys;
   const bool sums = is_centered(p);
   take(work.arrivals, n + 1, sizeof(unsigned));
   take(work.loss_scale, axes, sizeof(double));
@@ -109,8 +109,9 @@ inline int64_t lay_out(Params& p, void* base) {
   take(work.states, is_global(p.settings.normalization) ? 2 * n * p.state_slots : 0, sizeof(State));
   take(work.row_sums, sums ? 3 * n * p.queries : 0, sizeof(double));
   take(work.column_sums, sums ? 3 * n * p.keys : 0, sizeof(double));
-  take(work.tile_sums, is_folded(p) ? 2 * n * tile_sums(p) : 0, sizeof(double));
-  take(work.block_sums, folds_gradient(p) ? n * p.row_blocks * p.keys : 0, sizeof(double));
+  // these grow with the pairs, as the buffers of pairs do
+  take(work.tile_sums, is_folded(p) ? 2 * held * tile_sums(p) : 0, sizeof(double));
+  take(work.block_sums, folds_gradient(p) ? held * p.row_blocks * p.keys : 0, sizeof(double));
   take(work.poison, 16 * n * p.item_blocks, number_size(p));
   take(work.inverse_lengths, p.settings.unit ? 2 * n * longest : 0, number_size(p));
   take(work.student, pairs, number_size(p));

@@ -122,8 +122,8 @@ struct Workspace {
   State* states;             // [2, N, state_slots] of student and teacher
   double* row_sums;          // [3, N, Q] of A_s, A_t and dA
   double* column_sums;       // [3, N, K]
-  double* tile_sums;         // [2, N, tile_sums(p)] of A_s and A_t
-  double* block_sums;        // [N, row_blocks, K] of the columns of dA
+  double* tile_sums;         // [2, panel's matrices, tile_sums(p)] of A_s and A_t
+  double* block_sums;        // [panel's matrices, row_blocks, K] of the columns of dA
   void* poison;              // T [4, N, 4 item_blocks]: NaN where an item is inf or NaN, else 0
   void* inverse_lengths;     // T [2, N, max(Q, K)]: 1 / |x| of the student's queries and keys
   void* student;             // T [axes, panel]: g, or the squared distance, of every pair; with two

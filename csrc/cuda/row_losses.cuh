@@ -181,7 +181,8 @@ class RowBlock {
   }
 
   AFFKD_DEVICE double* block_sums() const {
-    return p_.work.block_sums + task_.matrix * p_.row_blocks * p_.keys;
+    const int64_t held = task_.matrix - p_.task.panel.matrix_begin;
+    return p_.work.block_sums + held * p_.row_blocks * p_.keys;
   }
 
   AFFKD_DEVICE RowTotals row_totals() const {

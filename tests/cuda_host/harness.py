@@ -120,6 +120,7 @@ class Library:
             getattr(self._library, name).restype = _I64
         assert self._library.params_size() == ctypes.sizeof(Params)
         self.launches: list[str] = []
+        self.workspace_bytes = 0  # of the last call
         self.most_slots = 4096
 
     def loss_and_grad(
@@ -211,6 +212,7 @@ class Library:
         size = self._library.prepare(ctypes.byref(params), _I64(budget))
         if not params.wide:
             params.state_slots = min(params.state_slots, self.most_slots)
+        self.workspace_bytes = size
         # not a number it is not told
         workspace = torch.full((size + 256,), 0xFF, dtype=torch.uint8)
         aligned = (workspace.data_ptr() + 255) // 256 * 256
