@@ -39,13 +39,15 @@ class RowBlock {
       if (losses || pairs) {
         sweep(losses, round == 1 && p_.task.writes_pairs, round == 1 && scales);
       }
-      correction_ = known ? correction_ : warp_sum(static_cast<double>(sums_.correction));
+      correction_ = known ? correction_
+                          : static_cast<T>(warp_sum(static_cast<double>(sums_.correction)));
     }
     if (folds()) {
       write_gradient_sums();
     }
     if (p_.task.writes_losses) {
-      write_totals();
+      // not before the sweep, as it would take registers all along
+      write_totals(panel_poison<T>(p_, task_.matrix, shared_.sums));
     }
     if (p_.task.finishes && is_last_of_matrix(p_, task_.matrix, shared_.finish)) {
       if (folds()) {
@@ -74,7 +76,6 @@ class RowBlock {
   AFFKD_DEVICE void prepare() {
     sides_.find_means(shared_.sums, shared_.folded);
     scalings_ = matrix_scalings<T>(p_, task_.matrix, sides_, shared_.states, shared_.sums);
-    poison_ = panel_poison<T>(p_, task_.matrix, shared_.sums);
     find_row_scalings(p_.settings, sides_, scalings_);
   }
 
@@ -118,7 +119,7 @@ class RowBlock {
     }
     const T weight = static_cast<T>(weight_);
     const T through = stage_.statistic_slope(student, s, scalings_.maximum, row.own(j));
-    const T correction = has_second(p_) ? T{0} : static_cast<T>(correction_);
+    const T correction = has_second(p_) ? T{0} : correction_;
     // of a saturated softmax the two nearly cancel
     const T first = weight * ((pair.slope - correction * through) * s.multiplier);
     const T second = through * s.multiplier * scalings_.slope_scale;
@@ -185,11 +186,11 @@ class RowBlock {
     return p_.work.block_sums + held * p_.row_blocks * p_.keys;
   }
 
-  AFFKD_DEVICE RowTotals row_totals() const {
+  AFFKD_DEVICE RowTotals row_totals(double poison) const {
     RowTotals totals{};
     totals.pairs = warp_sum(sums_.pairs);
     totals.rows = totals.pairs > 0 ? 1 : 0;
-    const double loss = warp_sum(static_cast<double>(sums_.loss)) + poison_;
+    const double loss = warp_sum(static_cast<double>(sums_.loss)) + poison;
     const double correction = warp_sum(static_cast<double>(sums_.correction));
     totals.loss = totals.pairs > 0 ? weight_ * loss : 0;
     totals.correction = has_second(p_) && totals.pairs > 0 ? weight_ * correction : 0;
@@ -198,8 +199,8 @@ class RowBlock {
     return totals;
   }
 
-  AFFKD_DEVICE void write_totals() {
-    const RowTotals totals = row_totals();
+  AFFKD_DEVICE void write_totals(double poison) {
+    const RowTotals totals = row_totals(poison);
     if (lane_index() == 0) {
       shared_.totals[warp_index()] = totals;
       if (p_.row_losses != nullptr && task_.row < p_.task.panel.row_begin + p_.task.panel.rows) {
@@ -224,8 +225,7 @@ class RowBlock {
   const LossStage<T> stage_;
   const double weight_;
   RowScalings<T> scalings_{};
-  double poison_ = 0;
-  double correction_ = 0;  // c, without the row's weight
+  T correction_ = 0;  // c, without the row's weight
   Sums sums_;
 };
 

@@ -38,7 +38,7 @@ class RowSides {
       const bool student = side == 0;
       Centering<T> means;
       double lost = 0;
-      if (sizeof(T) == sizeof(float) && is_folded(p_)) {
+      if (sizeof(T) == sizeof(float) && folded != nullptr && is_folded(p_)) {
         lost = means.fold(p_, student, task_.matrix, folded[side], scratch);
       } else {
         means.find(p_, student ? Summed::student : Summed::teacher, task_.matrix, scratch);
