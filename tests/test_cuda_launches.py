@@ -17,8 +17,8 @@ from affkd_kernels.spec import make_spec
 
 EVERYDAY = ["gram", "rows", "product"]
 ALIGNMENT = ["gram", "means", "product"]
-SWEPT = ["gram", "means", "statistics", "rows"]
 CENTERED = ("gram", "frobenius(center=True)")
+each_dtype = pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 
 
 def inputs_of(items: int, keys: int = 0, dtype: torch.dtype = torch.float32) -> Inputs:
@@ -34,11 +34,14 @@ def launches(stand_in: StandIn, inputs: Inputs, *triple: Any, **options: Any) ->
     return stand_in.launches()
 
 
+@each_dtype
 @pytest.mark.parametrize("keys", [0, 37], ids=["self", "bank"])
-def test_every_triple_takes_three_launches(keys: int, stand_in: StandIn) -> None:
+def test_every_triple_takes_three_launches(
+    keys: int, dtype: torch.dtype, stand_in: StandIn
+) -> None:
     def taken(triple: Triple) -> int:
         offset = {"diagonal_offset": 3} if keys else {}
-        return len(launches(stand_in, inputs_of(64, keys), *triple.build(), **offset))
+        return len(launches(stand_in, inputs_of(64, keys, dtype), *triple.build(), **offset))
 
     assert {taken(triple) for triple in valid_triples()} == {3}
 
@@ -50,29 +53,36 @@ def test_a_loss_alone_takes_two(keys: int, stand_in: StandIn) -> None:
         assert stand_in.launches() == ["gram", "rows"]
 
 
-@pytest.mark.parametrize(
-    "items, dtype, loss, expected",
-    [
-        (512, torch.float32, "l1", EVERYDAY),
-        (513, torch.float32, "l1", [*SWEPT, "means", "center", "product"]),
-        (64, torch.float64, "l1", [*SWEPT, "means", "center", "product"]),
-        (64, torch.float64, "mse", [*SWEPT, "product"]),
-        (64, torch.float32, "mse", ALIGNMENT),
-        (4096, torch.bfloat16, "mse", ALIGNMENT),
-    ],
-)
-def test_what_is_centered(
-    items: int, dtype: torch.dtype, loss: str, expected: list[str], stand_in: StandIn
+def masked(inputs: Inputs) -> Inputs:
+    key_mask = None if inputs.student_keys is None else inputs.student_keys[..., 0] > 0
+    return inputs._replace(mask=inputs.student[..., 0] > 0, key_mask=key_mask)
+
+
+VARIANTS = {
+    "plain": lambda x: x,
+    "masked": masked,
+    "weighted": lambda x: x._replace(row_weight=x.student[..., 0]),
+    "scaled": lambda x: x._replace(student_scale=x.student[0, 0, 0]),
+    "matrices": lambda x: Inputs(*(y if y is None else y.expand(3, -1, -1) for y in x[:4])),
+}
+
+
+@each_dtype
+@pytest.mark.parametrize("keys", [0, 1500], ids=["self", "bank"])
+@pytest.mark.parametrize("items", [3, 512, 513, 1024, 4096])
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_what_is_centered_takes_three_launches(
+    variant: str, items: int, keys: int, dtype: torch.dtype, stand_in: StandIn
 ) -> None:
-    assert launches(stand_in, inputs_of(items, dtype=dtype), *CENTERED, loss) == expected
-
-
-def test_a_centered_scale_that_learns(stand_in: StandIn) -> None:
-    """Its gradient takes dA after it was centered, which is nowhere otherwise."""
-    inputs = inputs_of(64)._replace(student_scale=torch.tensor(0.5))
-    expected = ["gram", "rows", "means", "center", "product"]
-    assert launches(stand_in, inputs, *CENTERED, "l1") == expected
-    assert launches(stand_in, inputs, *CENTERED, "mse") == EVERYDAY
+    """At any size that the workspace holds, however the loss is called."""
+    inputs = VARIANTS[variant](inputs_of(items, keys, dtype))
+    for loss in ("mse", "l1"):
+        for diagonal in ("keep", "zero"):
+            options = {"diagonal": diagonal, "diagonal_offset": 0 if keys else None}
+            taken = launches(stand_in, inputs, *CENTERED, loss, **options)
+            closed = not keys and dtype == torch.float32 and loss == "mse" and diagonal == "keep"
+            has_form = closed and variant in ("plain", "masked", "matrices")
+            assert taken == (ALIGNMENT if has_form else EVERYDAY), (loss, diagonal)
 
 
 def test_a_matrix_beyond_the_workspace_is_worked_on_in_panels(stand_in: StandIn) -> None:

@@ -6,33 +6,19 @@
 
 namespace affkd::cuda {
 
-// What phase `means` has summed up.
-enum class Summed : int64_t { student, teacher, gradient };
+// Of what there are sums: of A_s, A_t and dA_s / d scale, and of dA.
+enum class Summed : int64_t { student, teacher, by_scale, gradient };
 
 AFFKD_DEVICE double* row_sums_of(const Params& p, Summed what, int64_t n) {
   return p.work.row_sums + (static_cast<int64_t>(what) * p.matrices + n) * p.queries;
 }
 
-// A self-affinity is symmetric, its gradient, with weights on the rows, is not.
 AFFKD_DEVICE double* column_sums_of(const Params& p, Summed what, int64_t n) {
-  if (p.self && what != Summed::gradient) {
+  if (!has_own_columns(p, what == Summed::gradient)) {
     return row_sums_of(p, what, n);
   }
   return p.work.column_sums + (static_cast<int64_t>(what) * p.matrices + n) * p.keys;
 }
-
-// Sums of rows by tiles of columns or, of a cross-affinity, of columns by tiles of rows.
-AFFKD_DEVICE double* tile_sums_of(const Params& p, bool student, int64_t n, bool columns) {
-  const int64_t list = (student ? 0 : p.largest.matrices) + n - p.task.panel.matrix_begin;
-  double* sums = p.work.tile_sums + list * tile_sums(p);
-  return sums + (columns && !p.self ? divide_up(p.keys, kTile) * p.queries : 0);
-}
-
-// Of one side of one matrix, from its tiles.
-struct FoldedSums {
-  double rows[kMostFolded];
-  double columns[kMostFolded];
-};
 
 AFFKD_DEVICE double block_count_valid(const MaskView& mask, int64_t n, int64_t items,
                                       double* scratch) {
@@ -53,37 +39,8 @@ class Centering {
  public:
   // by all threads of a block
   AFFKD_DEVICE void find(const Params& p, Summed what, int64_t n, double* scratch) {
-    find(p, row_sums_of(p, what, n), column_sums_of(p, what, n), n, scratch);
-  }
-
-  // The same from the sums of tiles. Returns the sum of squares that centering takes away.
-  AFFKD_DEVICE double fold(const Params& p, bool student, int64_t n, FoldedSums& folded,
-                           double* scratch) {
-    const double of_columns = add_up(tile_sums_of(p, student, n, true), divide_up(p.queries, kTile),
-                                     p.keys, folded.columns);
-    const double of_rows = p.self ? of_columns
-                                  : add_up(tile_sums_of(p, student, n, false),
-                                           divide_up(p.keys, kTile), p.queries, folded.rows);
-    const double total = find(p, p.self ? folded.columns : folded.rows, folded.columns, n, scratch);
-    __syncthreads();
-    const double squares =
-        block_sum(of_rows * share_of_row_ + of_columns * share_of_column_, scratch);
-    return squares - total * grand_mean_;
-  }
-
-  // Entry (i, j) of the centered matrix. What rounding took from a mean would be the same in a
-  // whole column, and not cancel in the gradient.
-  AFFKD_DEVICE T centered(T a, int64_t i, int64_t j) const {
-    const double row_mean = row_sums_[i] * share_of_row_ - grand_mean_;
-    return static_cast<T>(a - row_mean - column_sums_[j] * share_of_column_);
-  }
-
- private:
-  // Returns the sum of all entries.
-  AFFKD_DEVICE double find(const Params& p, const double* rows, const double* columns, int64_t n,
-                           double* scratch) {
-    row_sums_ = rows;
-    column_sums_ = columns;
+    row_sums_ = row_sums_of(p, what, n);
+    column_sums_ = column_sums_of(p, what, n);
     const double queries = block_count_valid(p.mask, n, p.queries, scratch);
     const double keys = block_count_valid(p.key_mask, n, p.keys, scratch);
     double total = 0;
@@ -95,24 +52,16 @@ class Centering {
     share_of_row_ = keys > 0 ? 1 / keys : 0;
     share_of_column_ = queries > 0 ? 1 / queries : 0;
     grand_mean_ = total * share_of_row_ * share_of_column_;
-    return total;
   }
 
-  // Of `count` lines the sums of all their tiles; returns this thread's share of the squares.
-  AFFKD_DEVICE static double add_up(const double* tiles, int64_t number, int64_t count,
-                                    double* sums) {
-    double squares = 0;
-    for (int64_t i = threadIdx.x; i < count; i += kThreads) {
-      double sum = 0;
-      for (int64_t tile = 0; tile < number; ++tile) {
-        sum += tiles[tile * count + i];
-      }
-      sums[i] = sum;
-      squares += sum * sum;
-    }
-    return squares;
+  // Entry (i, j) of the centered matrix. What rounding took from a mean would be the same in a
+  // whole column, and not cancel in the gradient.
+  AFFKD_DEVICE T centered(T a, int64_t i, int64_t j) const {
+    const double row_mean = row_sums_[i] * share_of_row_ - grand_mean_;
+    return static_cast<T>(a - row_mean - column_sums_[j] * share_of_column_);
   }
 
+ private:
   const double* row_sums_ = nullptr;
   const double* column_sums_ = nullptr;
   double share_of_row_ = 0;

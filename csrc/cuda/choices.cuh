@@ -58,6 +58,13 @@ AFFKD_BOTH constexpr bool is_mirrored(const Params& p) {
   return p.self && p.largest.rows == p.queries;
 }
 
+// Whether the loss of the columns can be added: those of a self-affinity are its rows.
+AFFKD_BOTH constexpr bool may_have_columns(const Params& p) {
+  return !p.self && p.settings.normalization == Normalization::softmax &&
+         p.row_weight.data == nullptr && p.pair_mask.data == nullptr &&
+         p.settings.diagonal != Diagonal::exclude;
+}
+
 AFFKD_BOTH constexpr bool is_masked(const Params& p) {
   return p.mask.data != nullptr || p.key_mask.data != nullptr || p.pair_mask.data != nullptr;
 }
@@ -65,6 +72,11 @@ AFFKD_BOTH constexpr bool is_masked(const Params& p) {
 // mse makes dA a combination of two centered matrices already
 AFFKD_BOTH constexpr bool centers_gradient(const Params& p) {
   return is_centered(p) && (p.settings.loss != Loss::mse || p.row_weight.data != nullptr);
+}
+
+// what the scale of a centered matrix gets is the sum of dA times dA / d scale, centered likewise
+AFFKD_BOTH constexpr bool centers_scale(const Params& p) {
+  return centers_gradient(p) && p.scale_gradient != nullptr;
 }
 
 // Linear kernel alignment, the everyday centered loss: sums over uncentered rows give it, and three
@@ -77,34 +89,24 @@ AFFKD_BOTH constexpr bool is_closed(const Params& p) {
          p.scale_gradient == nullptr;
 }
 
-// Small matrices of float are centered on the way: tiles leave sums of their rows and columns,
-// which every block of phase rows adds up for itself, and so on with dA and phase product. Norms
-// from sums cancel, which double survives for numbers of float.
-AFFKD_BOTH constexpr bool may_fold(const Params& p) {
-  return is_centered(p) && !p.wide && p.queries <= kMostFolded && p.keys <= kMostFolded;
+// Where a panel is whole matrices, what is centered is so on the way: the blocks of phase rows share
+// out the sums of A and then its squares, those of phase product the sums of dA.
+AFFKD_BOTH constexpr bool is_centered_on_the_way(const Params& p) {
+  return is_centered(p) && p.largest.rows == p.queries && !is_closed(p);
 }
-AFFKD_BOTH constexpr bool is_folded(const Params& p) {
-  return may_fold(p) && p.largest.rows == p.queries && !is_closed(p);
+AFFKD_BOTH constexpr bool centers_gradient_on_the_way(const Params& p) {
+  return is_centered_on_the_way(p) && centers_gradient(p);
 }
-// The gradient of a scale takes dA as a whole after it was centered.
-AFFKD_BOTH constexpr bool may_fold_gradient(const Params& p) {
-  return may_fold(p) && centers_gradient(p) && p.scale_gradient == nullptr;
-}
-AFFKD_BOTH constexpr bool folds_gradient(const Params& p) {
-  return is_folded(p) && may_fold_gradient(p);
+
+// The columns of a symmetric matrix are its rows: not of dA where rows have weights.
+AFFKD_BOTH constexpr bool has_own_columns(const Params& p, bool of_gradient) {
+  return !p.self || (of_gradient && p.row_weight.data != nullptr);
 }
 
 // The states come out of the tiles, unless a centered matrix is not known there or the tiles of a
 // matrix are computed more than once.
 AFFKD_BOTH constexpr bool gram_has_states(const Params& p) {
-  return is_global(p.settings.normalization) && (!is_centered(p) || is_folded(p)) &&
-         p.largest.rows == p.queries;
-}
-
-// Of one side of one matrix: for every tile of columns a sum of each row, then the same of columns,
-// which a self-affinity's rows are.
-AFFKD_BOTH constexpr int64_t tile_sums(const Params& p) {
-  return divide_up(p.keys, kTile) * p.queries + (p.self ? 0 : divide_up(p.queries, kTile) * p.keys);
+  return is_global(p.settings.normalization) && !is_centered(p) && p.largest.rows == p.queries;
 }
 
 AFFKD_BOTH constexpr int64_t gram_tiles(const Params& p, const Panel& panel) {
@@ -120,6 +122,12 @@ AFFKD_BOTH constexpr int64_t gram_blocks(const Params& p, const Panel& panel) {
 // Blocks of phase rows for each matrix of a panel.
 AFFKD_BOTH constexpr int64_t line_blocks(const Params& p) {
   return divide_up(p.task.panel.rows, kWarps) + (p.columns ? divide_up(p.keys, kWarps) : 0);
+}
+
+// Blocks of phase means for each matrix of a panel: those of the rows, then of the columns.
+AFFKD_BOTH constexpr int64_t sums_blocks(const Params& p) {
+  return divide_up(p.task.panel.rows, kWarps) +
+         (has_own_columns(p, p.task.of_gradient) ? divide_up(p.keys, kColumns) : 0);
 }
 
 // Blocks of phase product, for either gradient of a panel.

@@ -14,10 +14,11 @@ class GradientPairs {
     RowTotals totals[kWarps];
     double sums[kWarps];
   };
-  // of what is centered here only: not worth every call's registers
+  // Of what `first` and `second` hold where it is centered here only: not worth every call's
+  // registers.
   struct Means {
-    Centering<T> student;
-    Centering<T> teacher;
+    Centering<T> first;
+    Centering<T> second;
   };
 
   // `keys`: for the gradient of the keys
@@ -43,14 +44,15 @@ class GradientPairs {
       const Alignment alignment = p_.work.alignments[matrix_];
       first_ = static_cast<T>(scale * alignment.teacher);
       second_ = static_cast<T>(scale * alignment.student);
-      prepare_means(scratch, means);
+      means_of(Summed::teacher, scratch, means.first);
+      means_of(Summed::student, scratch, means.second);
     } else if (has_second(p_)) {
       const RowTotals totals = block_totals(totals_of(p_, matrix_), p_.row_blocks, scratch.totals);
       second_ = static_cast<T>(-scale * totals.correction);
       __syncthreads();
     }
-    if (folds()) {
-      prepare_gradient_means(scratch, means);
+    if (centers_gradient_on_the_way(p_)) {
+      means_of(Summed::gradient, scratch, means.first);
     }
     const Panel& panel = p_.task.panel;
     const RowTotals* rows = totals_of(p_, matrix_) + panel.row_begin / kWarps;
@@ -80,9 +82,9 @@ class GradientPairs {
       return first_ * first;
     }
     const T second = static_cast<const T*>(p_.work.second)[at];
-    if (folds()) {
+    if (centers_gradient_on_the_way(p_)) {
       const T slope = static_cast<const T*>(p_.work.slopes)[at];
-      return first_ * (means_.student.centered(first, i, j) * slope) + second_ * second;
+      return first_ * (means_.first.centered(first, i, j) * slope) + second_ * second;
     }
     return is_closed(p_) ? aligned_entry(i, j, second, first) : first_ * first + second_ * second;
   }
@@ -116,26 +118,11 @@ class GradientPairs {
            p_.pair_mask.data == nullptr;
   }
 
-  // W1 is dA before it is centered
-  AFFKD_DEVICE bool folds() const { return sizeof(T) == sizeof(float) && folds_gradient(p_); }
-
-  AFFKD_DEVICE void prepare_gradient_means(Scratch& scratch, Means& means) const {
-    Centering<T> gradient;
-    gradient.find(p_, Summed::gradient, matrix_, scratch.sums);
+  AFFKD_DEVICE void means_of(Summed what, Scratch& scratch, Centering<T>& means) const {
+    Centering<T> found;
+    found.find(p_, what, matrix_, scratch.sums);
     if (threadIdx.x == 0) {
-      means.student = gradient;
-    }
-    __syncthreads();
-  }
-
-  // of linear kernel alignment
-  AFFKD_DEVICE void prepare_means(Scratch& scratch, Means& means) const {
-    Centering<T> student, teacher;
-    student.find(p_, Summed::student, matrix_, scratch.sums);
-    teacher.find(p_, Summed::teacher, matrix_, scratch.sums);
-    if (threadIdx.x == 0) {
-      means.student = student;
-      means.teacher = teacher;
+      means = found;
     }
     __syncthreads();
   }
@@ -146,8 +133,8 @@ class GradientPairs {
       return T{0};
     }
     const T scale = student_scale_;
-    const T s = means_.student.centered(scale * student + offset_, i, j);
-    const T t = means_.teacher.centered(teacher_scale_ * teacher + offset_, i, j);
+    const T s = means_.second.centered(scale * student + offset_, i, j);
+    const T t = means_.first.centered(teacher_scale_ * teacher + offset_, i, j);
     return (second_ * s + first_ * t) * scale;
   }
 

@@ -3,7 +3,6 @@
 // statistic.
 #pragma once
 
-#include "centering.cuh"
 #include "tile_items.cuh"
 
 namespace affkd::cuda {
@@ -14,7 +13,6 @@ class GramTile {
   struct Shared {
     typename TileItems<T>::Shared items;
     State states[kWarps];
-    double columns[kWarps][32];
   };
 
   AFFKD_DEVICE GramTile(const Params& p, const TileTask& task, Shared& shared)
@@ -32,6 +30,10 @@ class GramTile {
     if (p_.task.resets && blockIdx.x == 0) {
       for (int64_t i = threadIdx.x; i <= p_.matrices; i += kThreads) {
         p_.work.arrivals[i] = 0;
+      }
+      const int64_t queues = is_centered_on_the_way(p_) ? kJoint * p_.matrices : 0;
+      for (int64_t i = threadIdx.x; i < queues; i += kThreads) {
+        p_.work.queues[i] = {0, 0};
       }
     }
   }
@@ -55,22 +57,12 @@ class GramTile {
     const T scale = scale_of<T>(p_, task_.student);
     State state = empty_state(p_.settings.normalization);
     const bool has_mirror = p_.columns || (is_mirrored(p_) && task_.row != task_.column);
-    const bool folds = sizeof(T) == sizeof(float) && is_folded(p_);
-    double column_sum = 0;
     // the tile, then its mirror image
 #pragma unroll 1
     for (int line = warp_index(); line < (has_mirror ? 2 : 1) * kEdge; line += kWarps) {
       const bool mirrored = line >= kEdge;
-      const T entry =
-          write_pair(mirrored ? lane_index() : line, mirrored ? line - kEdge : lane_index(),
-                     mirrored, stage, scale, state);
-      if (folds) {
-        column_sum += entry;
-        write_row_sum(line, entry);
-      }
-    }
-    if (folds && !p_.self) {
-      write_column_sums(column_sum);
+      write_pair(mirrored ? lane_index() : line, mirrored ? line - kEdge : lane_index(), mirrored,
+                 stage, scale, state);
     }
     if (gram_has_states(p_)) {
       write_state(state);
@@ -78,52 +70,25 @@ class GramTile {
   }
 
   // What is held of the pair at (row, column) of the tile, to where it belongs, or where its mirror
-  // image does. A diagonal tile is its own mirror image, to the last bit. Returns the entry of A
-  // where that is asked for, 0 if the pair takes no part.
-  AFFKD_DEVICE T write_pair(int row, int column, bool mirrored, const PairStage<T>& stage, T scale,
-                            State& state) {
+  // image does. A diagonal tile is its own mirror image, to the last bit.
+  AFFKD_DEVICE void write_pair(int row, int column, bool mirrored, const PairStage<T>& stage,
+                               T scale, State& state) {
     const bool swapped = is_mirrored(p_) && task_.row == task_.column && row > column;
     const T held = swapped ? pair(column, row) : pair(row, column);
     const bool transposed = p_.columns && mirrored, turned = mirrored && !transposed;
     const int64_t i = turned ? task_.column + column : task_.row + row;
     const int64_t j = turned ? task_.row + row : task_.column + column;
     if (i >= p_.task.panel.row_begin + p_.task.panel.rows || j >= p_.keys) {
-      return T{0};
+      return;
     }
     const bool own = is_own(p_, i, j);
     const T value = (own ? own_pair(held) : held) + part_of_key(mirrored ? row : kEdge + column);
     const int64_t at =
         transposed ? transposed_index(p_, task_.matrix, i, j) : pair_index(p_, task_.matrix, i, j);
     static_cast<T*>(task_.student ? p_.work.student : p_.work.teacher)[at] = value;
-    if (!gram_has_states(p_) || !takes_part(p_, task_.matrix, i, j)) {
-      return T{0};
-    }
-    const T entry = stage.affinity(value, scale, own);
-    add_to_state(p_.settings.normalization, entry, own, i * p_.keys + j, state);
-    return entry;
-  }
-
-  // of one line of the tile or of its mirror image, by a warp
-  AFFKD_DEVICE void write_row_sum(int line, T entry) const {
-    const double sum = warp_sum(static_cast<double>(entry));
-    const bool mirrored = line >= kEdge;
-    const int64_t i = mirrored ? task_.column + line - kEdge : task_.row + line;
-    const int64_t tile = (mirrored ? task_.row : task_.column) / kEdge;
-    if (lane_index() == 0 && i < p_.queries) {
-      tile_sums_of(p_, task_.student, task_.matrix, false)[tile * p_.queries + i] = sum;
-    }
-  }
-
-  // of the lines that each warp has seen
-  AFFKD_DEVICE void write_column_sums(double sum) const {
-    shared_.columns[warp_index()][lane_index()] = sum;
-    __syncthreads();
-    const int64_t j = task_.column + lane_index();
-    if (warp_index() == 0 && j < p_.keys) {
-      for (int warp = 1; warp < kWarps; ++warp) {
-        sum += shared_.columns[warp][lane_index()];
-      }
-      tile_sums_of(p_, task_.student, task_.matrix, true)[task_.row / kEdge * p_.keys + j] = sum;
+    if (gram_has_states(p_) && takes_part(p_, task_.matrix, i, j)) {
+      add_to_state(p_.settings.normalization, stage.affinity(value, scale, own), own,
+                   i * p_.keys + j, state);
     }
   }
 

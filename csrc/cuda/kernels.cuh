@@ -9,8 +9,7 @@
 #include "gram.cuh"
 #include "means.cuh"
 #include "product.cuh"
-#include "row_losses.cuh"
-#include "statistics.cuh"
+#include "row_phase.cuh"
 
 namespace affkd::cuda {
 
@@ -40,7 +39,7 @@ template <typename T>
 __global__ void __launch_bounds__(kThreads, 1) statistics_kernel(const __grid_constant__ Params p) {
   using Block = StatisticsBlock<T>;
   AFFKD_DYNAMIC_SHARED(typename Block::Shared, shared);
-  Block(p, *shared).run();
+  Block(p, find_row(p), *shared).run();
 }
 
 template <typename T>
@@ -53,7 +52,7 @@ __global__ void __launch_bounds__(kThreads) count_kernel(const __grid_constant__
 template <typename T>
 __global__ void __launch_bounds__(kThreads, kBlocks<T>)
     rows_kernel(const __grid_constant__ Params p) {
-  using Block = RowBlock<T>;
+  using Block = RowPhase<T>;
   AFFKD_DYNAMIC_SHARED(typename Block::Shared, shared);
   Block(p, *shared).run();
 }
@@ -99,7 +98,7 @@ inline Kernel kernel_of(Phase phase) {
     case Phase::count:
       return {count_kernel<T>, shared_bytes<typename CountBlock<T>::Shared>()};
     case Phase::rows:
-      return {rows_kernel<T>, shared_bytes<typename RowBlock<T>::Shared>()};
+      return {rows_kernel<T>, shared_bytes<typename RowPhase<T>::Shared>()};
     case Phase::center:
       return {center_kernel<T>, shared_bytes<typename CenterBlock<T>::Shared>()};
     case Phase::product:
@@ -108,7 +107,7 @@ inline Kernel kernel_of(Phase phase) {
   return {nullptr, 0};
 }
 
-inline Kernel kernel_for(Phase phase, const Params& p) {
+inline Kernel find_kernel(Phase phase, const Params& p) {
   if (p.wide) {
     return kernel_of<double, Precision::ieee>(phase);
   }
@@ -120,15 +119,6 @@ inline Kernel kernel_for(Phase phase, const Params& p) {
     default:
       return kernel_of<float, Precision::ieee>(phase);
   }
-}
-
-inline Kernel find_kernel(Phase phase, const Params& p) {
-  Kernel kernel = kernel_for(phase, p);
-  if (phase == Phase::rows && !is_folded(p)) {
-    // they are the last of what is shared
-    kernel.shared_bytes -= sizeof(FoldedSums[2]);
-  }
-  return kernel;
 }
 
 // The angle loss takes two launches: angle_blocks(p) blocks, and one.

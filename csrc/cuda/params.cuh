@@ -21,8 +21,7 @@ constexpr int64_t kTile = 32;   // pairs along either side of a tile
 constexpr int64_t kSlice = 64;  // features of one block of a product
 // parts of a matrix's statistic, of which every block of phase rows reads all
 constexpr int64_t kMostSlots = 4096;
-// items along either side of a matrix that is centered without launches of its own
-constexpr int64_t kMostFolded = 512;
+constexpr int64_t kColumns = 8;  // of one block that sums columns
 
 // How a tensor's numbers are stored; they are computed with in float, or double if any is double.
 enum class Storage : int64_t { float32, float64, bfloat16, float16 };
@@ -109,21 +108,34 @@ struct State {
   int64_t place;  // of the maximum: row * keys + column
 };
 
+// Work of a matrix that the blocks of a launch share out among them (queue.cuh): how many units of
+// it are taken, and how many are done.
+struct Queue {
+  unsigned taken;
+  unsigned done;
+};
+
+// Lists of sums of a matrix (centering.cuh).
+constexpr int64_t kSummed = 4;
+
+// What is shared out: the sums of A and then its squares in phase rows, those of dA in product.
+enum class Joint : int64_t { sums, squares, gradient };
+constexpr int64_t kJoint = 3;
+
 // All launches of a call share it. What a kernel writes only later ones read, but for `first` and
 // `second`: a row of them may take the place of the pairs it is made from.
 struct Workspace {
   unsigned* arrivals;    // [N + 1] blocks of a matrix that are done, and matrices; 0 again after
                          // every sweep
+  Queue* queues;         // [kJoint, N] 0 before
   double* loss_scale;    // [axes] weight / count, where only the masks tell the count
   MatrixTotals* totals;  // [axes, N]
   RowTotals* rows;       // [N, line_blocks] of the rows, then of the columns
   CenteredTotals* centered;  // [N, row_blocks]
   Alignment* alignments;     // [N]
   State* states;             // [2, N, state_slots] of student and teacher
-  double* row_sums;          // [3, N, Q] of A_s, A_t and dA
-  double* column_sums;       // [3, N, K]
-  double* tile_sums;         // [2, panel's matrices, tile_sums(p)] of A_s and A_t
-  double* block_sums;        // [panel's matrices, row_blocks, K] of the columns of dA
+  double* row_sums;          // [kSummed, N, Q]
+  double* column_sums;       // [kSummed, N, K]
   void* poison;              // T [4, N, 4 item_blocks]: NaN where an item is inf or NaN, else 0
   void* inverse_lengths;     // T [2, N, max(Q, K)]: 1 / |x| of the student's queries and keys
   void* student;             // T [axes, panel]: g, or the squared distance, of every pair; with two
@@ -146,9 +158,8 @@ struct Panel {
 struct Task {
   Panel panel;
   bool resets;         // gram: the first launch of a call
-  bool writes_losses;  // rows: losses and corrections
+  bool writes_losses;  // rows: losses and corrections; the last block also the call's scalars
   bool writes_pairs;   // rows: W1 and W2
-  bool finishes;       // rows, center: the last block of the sweep writes the call's scalars
   bool of_gradient;    // means: of dA, not of A_s and A_t
   bool keys;           // product: the gradient of the keys, from W'; else of the queries, from W
   bool also_keys;      // product: of the queries, and by more blocks of the keys

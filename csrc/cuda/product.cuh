@@ -6,6 +6,8 @@
 
 #include "gradient_pairs.cuh"
 #include "multiply.cuh"
+#include "queue.cuh"
+#include "sums.cuh"
 
 namespace affkd::cuda {
 
@@ -22,10 +24,12 @@ class ProductTile {
       } tile;
       T partial[SliceProduct<T, P>::kGroups * kEdge * (kWidth + 1)];
       typename GradientPairs<T>::Scratch scratch;
+      typename SumsBlock<T>::Shared sums;
     };
     typename GradientPairs<T>::Means means;
     T origin[kWidth];
     T own_sums[kEdge];
+    unsigned unit;
   };
   static_assert(sizeof(Shared::scratch) <= sizeof(Shared::tile.v),
                 "of the tile, x is written while others may still read the scratch");
@@ -45,6 +49,9 @@ class ProductTile {
         pairs_(p, matrix_, keys_, shared.means) {}
 
   AFFKD_DEVICE void run() {
+    if (centers_gradient_on_the_way(p_) && has_own_columns(p_, true)) {
+      sum_columns();
+    }
     // what takes part in nothing shows nowhere, even if it is NaN
     const bool any = pairs_.prepare(shared_.scratch, shared_.means);
     if (any) {
@@ -63,6 +70,14 @@ class ProductTile {
   }
   AFFKD_DEVICE int64_t unit() const { return block_ / slices(); }
   AFFKD_DEVICE int64_t end_of_panel() const { return p_.task.panel.row_begin + p_.task.panel.rows; }
+
+  // of dA, by all blocks of the matrix together; those of its rows are known
+  AFFKD_DEVICE void sum_columns() {
+    share_out(queue_of(p_, Joint::gradient, matrix_), divide_up(p_.keys, kColumns), &shared_.unit,
+              [&](int64_t part) {
+                SumsBlock<T>(p_, true, shared_.sums).sum_columns(matrix_, part);
+              });
+  }
 
   // A common offset of the features is no matter where the rows of V sum to 0 or s_i makes up for
   // it.

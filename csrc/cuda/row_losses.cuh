@@ -17,7 +17,6 @@ class RowBlock {
     double sums[kWarps];
     RowTotals totals[kWarps];
     typename RowSides<T>::Means means;
-    FoldedSums folded[2];  // there only where they are needed
   };
 
   AFFKD_DEVICE RowBlock(const Params& p, Shared& shared)
@@ -42,17 +41,14 @@ class RowBlock {
       correction_ = known ? correction_
                           : static_cast<T>(warp_sum(static_cast<double>(sums_.correction)));
     }
-    if (folds()) {
-      write_gradient_sums();
+    if (leaves_gradient()) {
+      write_gradient_sum();
     }
     if (p_.task.writes_losses) {
       // not before the sweep, as it would take registers all along
       write_totals(panel_poison<T>(p_, task_.matrix, shared_.sums));
     }
-    if (p_.task.finishes && is_last_of_matrix(p_, task_.matrix, shared_.finish)) {
-      if (folds()) {
-        add_up_columns();
-      }
+    if (p_.task.writes_losses && is_last_of_matrix(p_, task_.matrix, shared_.finish)) {
       const double poison = late_poison<T>(p_, task_.matrix, shared_.sums);
       finish_matrix<T>(p_, task_.matrix, poison, shared_.finish);
     }
@@ -68,14 +64,14 @@ class RowBlock {
     double gradient = 0;
   };
 
-  // whether phase product centers dA
-  AFFKD_DEVICE bool folds() const {
-    return sizeof(T) == sizeof(float) && p_.task.writes_pairs && folds_gradient(p_);
+  // dA as it is, which phase product centers
+  AFFKD_DEVICE bool leaves_gradient() const {
+    return p_.task.writes_pairs && centers_gradient_on_the_way(p_);
   }
 
   AFFKD_DEVICE void prepare() {
-    sides_.find_means(shared_.sums, shared_.folded);
-    scalings_ = matrix_scalings<T>(p_, task_.matrix, sides_, shared_.states, shared_.sums);
+    sides_.find_means(shared_.sums);
+    scalings_ = matrix_scalings<T>(p_, task_.matrix, shared_.states, shared_.sums);
     find_row_scalings(p_.settings, sides_, scalings_);
   }
 
@@ -105,8 +101,8 @@ class RowBlock {
     const PairRow<T>& row = sides_.row();
     const T held = row.held(true, j);
     const PairTerms<T> terms = sides_.student_terms(j);
-    const T student = sides_.centered(terms.affinity, true, j);
-    const T teacher = sides_.centered(sides_.affinity(false, j), false, j);
+    const T student = sides_.centered(terms.affinity, Summed::student, j);
+    const T teacher = sides_.centered(sides_.affinity(false, j), Summed::teacher, j);
     const Scaling<T>& s = scalings_.student;
     const PairLoss<T> pair = stage_.loss(student, teacher, s, scalings_.teacher);
     if (losses) {
@@ -123,9 +119,11 @@ class RowBlock {
     // of a saturated softmax the two nearly cancel
     const T first = weight * ((pair.slope - correction * through) * s.multiplier);
     const T second = through * s.multiplier * scalings_.slope_scale;
-    if (scales && terms.flows) {
-      sums_.scale_first += first * held;
-      sums_.scale_second += second * held;
+    if (scales) {
+      const T by_scale = terms.by_scale(held);
+      sums_.scale_first +=
+          first * (centers_scale(p_) ? sides_.centered(by_scale, Summed::by_scale, j) : by_scale);
+      sums_.scale_second += second * by_scale;
     }
     if (writes) {
       sums_.gradient += first;
@@ -136,7 +134,7 @@ class RowBlock {
 
   AFFKD_DEVICE void write(int64_t j, T first, T second, T slope) const {
     sides_.row().first(j) = first;
-    if (folds()) {
+    if (leaves_gradient()) {
       sides_.row().slope(j) = slope;
     }
     if (has_second(p_)) {
@@ -151,39 +149,11 @@ class RowBlock {
     }
   }
 
-  // Of dA: of this warp's row, and of the columns of the block's rows.
-  AFFKD_DEVICE void write_gradient_sums() const {
+  AFFKD_DEVICE void write_gradient_sum() const {
     const double sum = warp_sum(sums_.gradient);
     if (lane_index() == 0 && task_.exists) {
       row_sums_of(p_, Summed::gradient, task_.matrix)[task_.row] = sum;
     }
-    __syncthreads();
-    const int64_t begin = task_.block * kWarps, left = p_.queries - begin;
-    const int64_t rows = left < kWarps ? left : kWarps;
-    const T* first = static_cast<const T*>(p_.work.first) + pair_index(p_, task_.matrix, begin, 0);
-    for (int64_t j = threadIdx.x; j < p_.keys; j += kThreads) {
-      double column = 0;
-      for (int64_t row = 0; row < rows; ++row) {
-        column += first[row * p_.keys + j];
-      }
-      block_sums()[task_.block * p_.keys + j] = column;
-    }
-  }
-
-  // in the last block of the matrix
-  AFFKD_DEVICE void add_up_columns() const {
-    for (int64_t j = threadIdx.x; j < p_.keys; j += kThreads) {
-      double sum = 0;
-      for (int64_t block = 0; block < p_.row_blocks; ++block) {
-        sum += block_sums()[block * p_.keys + j];
-      }
-      column_sums_of(p_, Summed::gradient, task_.matrix)[j] = sum;
-    }
-  }
-
-  AFFKD_DEVICE double* block_sums() const {
-    const int64_t held = task_.matrix - p_.task.panel.matrix_begin;
-    return p_.work.block_sums + held * p_.row_blocks * p_.keys;
   }
 
   AFFKD_DEVICE RowTotals row_totals(double poison) const {

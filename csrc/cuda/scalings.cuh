@@ -33,15 +33,15 @@ AFFKD_DEVICE Scaling<T> matrix_scaling(const Params& p, bool student, int64_t n,
 
 // What all rows of a matrix share, by all threads of a block.
 template <typename T>
-AFFKD_DEVICE RowScalings<T> matrix_scalings(const Params& p, int64_t n, const RowSides<T>& sides,
-                                            State* scratch, double* sums) {
+AFFKD_DEVICE RowScalings<T> matrix_scalings(const Params& p, int64_t n, State* scratch,
+                                            double* sums) {
   const Normalization kind = p.settings.normalization;
   if (!is_global(kind)) {
     return {scaling_of<T>(1, 0), scaling_of<T>(1, 0), T{1}, T{0}};
   }
-  const State student = sides.centered_state(block_state(p, true, n, scratch), true);
+  const State student = block_state(p, true, n, scratch);
   __syncthreads();
-  const State teacher = sides.centered_state(block_state(p, false, n, scratch), false);
+  const State teacher = block_state(p, false, n, scratch);
   return {
       matrix_scaling<T>(p, true, n, student, sums), matrix_scaling<T>(p, false, n, teacher, sums),
       static_cast<T>(statistic_of<T>(kind, student).slope_scale), static_cast<T>(student.first)};

@@ -12,10 +12,7 @@ class RowSides {
  public:
   // In shared memory: what is centered has more of them than registers.
   struct Means {
-    Centering<T> student;
-    Centering<T> teacher;
-    double student_lost;  // of the sum of squares, by centering
-    double teacher_lost;
+    Centering<T> of[3];  // as Summed lists them
   };
 
   AFFKD_DEVICE RowSides(const Params& p, const RowTask& task, Means& means)
@@ -27,40 +24,24 @@ class RowSides {
         teacher_scale_(scale_of<T>(p, false)),
         means_(means) {}
 
-  // By all threads of a block; `folded` is of both sides, and not there where nothing is.
-  AFFKD_DEVICE void find_means(double* scratch, FoldedSums* folded = nullptr) {
+  // by all threads of a block
+  AFFKD_DEVICE void find_means(double* scratch) {
     if (!is_centered(p_)) {
       return;
     }
     // one after the other, so that there is one copy of the code
 #pragma unroll 1
-    for (int side = 0; side < 2; ++side) {
-      const bool student = side == 0;
+    for (int list = 0; list < (centers_scale(p_) ? 3 : 2); ++list) {
       Centering<T> means;
-      double lost = 0;
-      if (sizeof(T) == sizeof(float) && folded != nullptr && is_folded(p_)) {
-        lost = means.fold(p_, student, task_.matrix, folded[side], scratch);
-      } else {
-        means.find(p_, student ? Summed::student : Summed::teacher, task_.matrix, scratch);
-      }
+      means.find(p_, static_cast<Summed>(list), task_.matrix, scratch);
       if (threadIdx.x == 0) {
-        (student ? means_.student : means_.teacher) = means;
-        (student ? means_.student_lost : means_.teacher_lost) = lost;
+        means_.of[list] = means;
       }
     }
     __syncthreads();
   }
 
   AFFKD_DEVICE const PairRow<T>& row() const { return row_; }
-
-  // What the tiles know of the matrix becomes what phase statistics would.
-  AFFKD_DEVICE State centered_state(State state, bool student) const {
-    if (is_folded(p_)) {
-      const double square = state.second - (student ? means_.student_lost : means_.teacher_lost);
-      state.first = square < 0 ? 0 : square;
-    }
-    return state;
-  }
 
   AFFKD_DEVICE PairTerms<T> student_terms(int64_t j) const {
     return pairs_.terms(row_.held(true, j), student_scale_, row_.own(j));
@@ -72,11 +53,8 @@ class RowSides {
     return pairs_.affinity(row_.held(student, j), scale, row_.own(j));
   }
 
-  AFFKD_DEVICE T centered(T a, bool student, int64_t j) const {
-    if (!is_centered(p_)) {
-      return a;
-    }
-    return (student ? means_.student : means_.teacher).centered(a, task_.row, j);
+  AFFKD_DEVICE T centered(T a, Summed what, int64_t j) const {
+    return is_centered(p_) ? means_.of[static_cast<int>(what)].centered(a, task_.row, j) : a;
   }
 
  private:

@@ -32,9 +32,6 @@ AFFKD_DEVICE void add_to_state(Normalization kind, double a, bool own, int64_t p
     case Normalization::frobenius:
       state.first += a * a;
       return;
-    case Normalization::frobenius_centered:
-      state.second += a * a;
-      return;
     case Normalization::mean_positive:
       // not `a > 0`, which NaN fails: a matrix of NaN would count as nothing
       if (!(a <= 0)) {

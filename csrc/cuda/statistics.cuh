@@ -15,8 +15,8 @@ class StatisticsBlock {
     typename RowSides<T>::Means means;
   };
 
-  AFFKD_DEVICE StatisticsBlock(const Params& p, Shared& shared)
-      : p_(p), shared_(shared), task_(find_row(p)), sides_(p, task_, shared.means) {}
+  AFFKD_DEVICE StatisticsBlock(const Params& p, const RowTask& task, Shared& shared)
+      : p_(p), shared_(shared), task_(task), sides_(p, task_, shared.means) {}
 
   AFFKD_DEVICE void run() {
     sides_.find_means(shared_.sums);
@@ -33,7 +33,8 @@ class StatisticsBlock {
   AFFKD_DEVICE void add_entry(bool student, int64_t j, State& state) const {
     const T before = sides_.affinity(student, j);
     if (is_centered(p_)) {
-      const double after = sides_.centered(before, student, j), a = before;
+      const Summed side = student ? Summed::student : Summed::teacher;
+      const double after = sides_.centered(before, side, j), a = before;
       state = {state.first + after * after, state.second + a * a, 0};
     } else {
       const int64_t place = task_.row * p_.keys + j;

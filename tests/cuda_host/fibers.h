@@ -9,6 +9,7 @@
 #include <setjmp.h>
 #include <ucontext.h>
 
+#include <chrono>
 #include <cstddef>
 #include <cstdint>
 #include <cstdio>
@@ -20,6 +21,7 @@
 #include <set>
 #include <string>
 #include <string_view>
+#include <thread>
 #include <tuple>
 #include <vector>
 
@@ -200,6 +202,21 @@ HOST_UNSEEN inline void wait(Barrier& barrier, const char* what) {
       die_of_divergence(fiber, barrier, what);
     }
     switch_to_next(fiber);
+  }
+}
+
+constexpr std::chrono::seconds kPatience{30};
+
+// Waits for another block, of which this one's other fibers need know nothing.
+template <typename Ready>
+void spin(Ready ready) {
+  const auto begin = std::chrono::steady_clock::now();
+  while (!ready()) {
+    if (std::chrono::steady_clock::now() - begin > kPatience) {
+      std::fprintf(stderr, "block %u waits for others in vain\n", self()->block->index.x);
+      std::_Exit(86);
+    }
+    std::this_thread::yield();
   }
 }
 

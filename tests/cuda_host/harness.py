@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import ctypes
+import functools
 import hashlib
 import os
 import shutil
@@ -39,6 +40,7 @@ HERE = Path(__file__).resolve().parent
 CSRC = HERE.parent.parent / "csrc"
 COMPILER = shutil.which(os.environ.get("CXX", "g++"))
 PHASES = ("gram", "means", "statistics", "count", "rows", "center", "product")
+WORKERS = 2
 PRECISIONS = ("ieee", "tf32x3", "tf32")
 # what a GPU always has, and only where the sources ask for it
 FUSED = ["-mfma", "-ffp-contract=off"]
@@ -111,6 +113,16 @@ def stress(sanitizer: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     )
 
 
+@functools.cache
+def met() -> dict[str, list[str]]:
+    """The cases of stress_calls.h that meet each barrier."""
+    found: dict[str, list[str]] = {}
+    for line in stress("", "reach").stdout.splitlines():
+        site, case = line.split()
+        found.setdefault(Path(site).name, []).append(case)
+    return found
+
+
 class Library:
     """The kernels of one build."""
 
@@ -122,6 +134,10 @@ class Library:
         self.launches: list[str] = []
         self.workspace_bytes = 0  # of the last call
         self.most_slots = 4096
+
+    def limit_workers(self, count: int) -> None:
+        """How many blocks run at a time, WORKERS unless told."""
+        self._library.limit_workers(_I64(count))
 
     def loss_and_grad(
         self,

@@ -33,9 +33,9 @@ MaskView = _structure("MaskView", ("data", _POINTER), *_same("matrix item", _I64
 PairMaskView = _structure("PairMaskView", ("data", _POINTER), *_same("matrix query key", _I64))
 WeightView = _structure("WeightView", ("data", _POINTER), *_same("storage matrix item", _I64))
 ScalarView = _structure("ScalarView", ("data", _POINTER), ("storage", _I64))
-Workspace = _structure("Workspace", *_same(" ".join(f"p{i}" for i in range(18)), _POINTER))
+Workspace = _structure("Workspace", *_same(" ".join(f"p{i}" for i in range(17)), _POINTER))
 Panel = _structure("Panel", *_same("matrix_begin matrices row_begin rows", _I64))
-Task = _structure("Task", ("panel", Panel), *_same(" ".join(f"b{i}" for i in range(9)), _BOOL))
+Task = _structure("Task", ("panel", Panel), *_same(" ".join(f"b{i}" for i in range(8)), _BOOL))
 Params = _structure(
     "Params",
     ("settings", Settings),

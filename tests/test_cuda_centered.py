@@ -1,0 +1,113 @@
+"""Centered matrices in the CUDA kernels: blocks share out the sums that others wait for."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+from case_inputs import Inputs, bank, mask, own_keys, pair, weights
+from cases import Call, Part, Triple
+from cuda_host import harness
+from cuda_host.comparison import (
+    compare,
+    compare_with_eager,
+    with_kernels,
+)
+
+CENTER = Part("frobenius", (("center", True),))
+TRIPLES = [
+    Triple(Part(affinity, options), CENTER, Part(loss))
+    for affinity, options, loss in (
+        ("gram", (), "mse"),
+        ("gram", (), "l1"),
+        ("gram", (("clamp_min", 0.1),), "smooth_l1"),
+        ("cosine", (), "l1"),
+        ("rbf", (), "smooth_l1"),
+        ("rbf", (("unit", False),), "mse"),
+        ("euclidean", (), "smooth_l1"),
+        ("polynomial", (), "l1"),
+    )
+]
+EVERYDAY = ["gram", "rows", "product"]
+
+
+def scaled(inputs: Inputs) -> Inputs:
+    scale = torch.tensor(0.7, dtype=inputs.student.dtype)
+    return Inputs(*inputs.features, {**inputs.options, "student_scale": scale})
+
+
+CALLS = [
+    Call("B70", lambda s: pair(s, 70, 5, teacher_dim=3)),
+    Call("B1", lambda s: pair(s, 1, 5)),
+    Call("mask", lambda s: pair(s, 70, 5, mask=mask(s, 70))),
+    Call("weights", lambda s: pair(s, 37, 70, row_weight=weights(s, 37))),
+    Call("none", lambda s: pair(s, 37, 5, row_weight=weights(s, 37), reduction="none")),
+    Call("zero", lambda s: pair(s, 37, 5, diagonal="zero", reduction="batchmean")),
+    Call("N3", lambda s: pair(s, 3, 37, 5, items="tokens", mask=mask(s, 3, 37))),
+    Call("Q37-K70", lambda s: bank(s, 37, 5, keys=70, teacher_dim=3)),
+    Call(
+        "masks",
+        lambda s: bank(
+            s, 37, 5, keys=45, teacher_dim=3, mask=mask(s, 37), key_mask=mask(s + 1, 45)
+        ),
+    ),
+    Call("own", lambda s: own_keys(bank(s, 37, 5, keys=70, teacher_dim=3, diagonal="zero"), 29)),
+    Call("N2-weights", lambda s: bank(
+        s, 2, 19, 5, keys=37, teacher_dim=3, items="tokens", row_weight=weights(s, 2, 19)
+    )),
+    Call("scale", lambda s: scaled(pair(s, 37, 5))),
+    Call("scale-masks", lambda s: scaled(bank(s, 37, 5, keys=45, teacher_dim=3, mask=mask(s, 37)))),
+    Call("scale-weights", lambda s: scaled(pair(s, 37, 5, row_weight=weights(s, 37)))),
+]  # fmt: skip
+each_call = pytest.mark.parametrize("one", CALLS, ids=str)
+
+
+@each_call
+def test_in_three_launches_and_in_panels(one: Call, kernels: harness.Library) -> None:
+    for seed, triple in enumerate(TRIPLES):
+        if one.allows(triple):
+            inputs = one.make(seed)
+            compare(kernels, inputs, triple, 1e-11)
+            assert kernels.launches == EVERYDAY, str(triple)
+            compare(kernels, inputs, triple, 1e-11, budget=1)
+
+
+@each_call
+@pytest.mark.parametrize("precision", ["ieee", "tf32x3"])
+def test_in_float32(one: Call, precision: str, kernels: harness.Library) -> None:
+    for seed, triple in enumerate(TRIPLES):
+        if one.allows(triple) and one.name != "B1":
+            inputs = one.make(seed).to(torch.float32)
+            compare_with_eager(kernels, inputs, triple, precision=precision)
+            assert len(kernels.launches) == 3, str(triple)
+
+
+@pytest.fixture
+def one_at_a_time(kernels: harness.Library) -> Iterator[harness.Library]:
+    kernels.limit_workers(1)
+    yield kernels
+    kernels.limit_workers(harness.WORKERS)
+
+
+@pytest.mark.parametrize(
+    "shape", [(3, 530), (530, 3), (270, 270)], ids=["one-block", "many-blocks", "square"]
+)
+def test_blocks_that_run_one_after_the_other_wait_for_nobody(
+    shape: tuple[int, int], one_at_a_time: harness.Library
+) -> None:
+    """However few of them a GPU has room for, and whatever there is to share out among them."""
+    inputs = bank(3, shape[0], 5, keys=shape[1], teacher_dim=3)
+    compare(one_at_a_time, inputs, TRIPLES[3], 1e-11)
+    assert one_at_a_time.launches == EVERYDAY
+
+
+def test_who_computes_what_is_no_matter(kernels: harness.Library) -> None:
+    """Neither to the last bit."""
+    inputs = pair(11, 70, 24, row_weight=weights(11, 70)).to(torch.float32)
+    value, (gradient,) = with_kernels(kernels, inputs, TRIPLES[3])
+    for workers in (1, 3):
+        kernels.limit_workers(workers)
+        again, (gradient_again,) = with_kernels(kernels, inputs, TRIPLES[3])
+        kernels.limit_workers(harness.WORKERS)
+        assert torch.equal(value, again) and torch.equal(gradient, gradient_again)
