@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 import torch
@@ -12,7 +12,9 @@ from cuda_host import harness
 from cuda_host.comparison import (
     compare,
     compare_with_eager,
+    distance,
     with_kernels,
+    with_reference,
 )
 
 CENTER = Part("frobenius", (("center", True),))
@@ -111,3 +113,42 @@ def test_who_computes_what_is_no_matter(kernels: harness.Library) -> None:
         again, (gradient_again,) = with_kernels(kernels, inputs, TRIPLES[3])
         kernels.limit_workers(harness.WORKERS)
         assert torch.equal(value, again) and torch.equal(gradient, gradient_again)
+
+
+def itself(seed: int) -> Inputs:
+    return pair(seed, 37, 19, teacher_dim=23)
+
+
+def keys(seed: int) -> Inputs:
+    return bank(seed, 37, 19, keys=41, teacher_dim=23, key_mask=mask(seed, 41))
+
+
+@pytest.mark.parametrize("budget", [2**62, 1], ids=["held", "panels"])
+@pytest.mark.parametrize("offset", [3.0, 10.0, 100.0])
+@pytest.mark.parametrize("make", [itself, keys])
+def test_inner_products_lose_what_all_items_have_in_common(
+    make: Callable[[int], Inputs], offset: float, budget: int, kernels: harness.Library
+) -> None:
+    """Where eager float32, which centers A, has no digit left."""
+    for triple in TRIPLES[:2]:
+        inputs = make(0).map(lambda x: (x + offset).to(torch.float32))
+        value, gradients = with_kernels(kernels, inputs, triple, budget=budget)
+        exact, exact_gradients = with_reference(inputs.to(torch.float64), triple)
+        assert distance(value, exact) < 5e-6, str(triple)
+        for x, y in zip(gradients, exact_gradients, strict=True):
+            assert distance(x, y) < 5e-6, str(triple)
+
+
+@pytest.mark.parametrize("own_keys", [False, True], ids=["self", "bank"])
+def test_a_batch_that_has_collapsed_has_no_gradient(
+    own_keys: bool, kernels: harness.Library
+) -> None:
+    """What is left of a constant matrix is rounding, and counts as nothing."""
+    inputs = (keys if own_keys else itself)(1)
+    collapsed = (1000 + 100 * inputs.student[:1]).expand(37, -1)
+    inputs = Inputs(collapsed, inputs.teacher, inputs.options).to(torch.float32)
+    for triple in TRIPLES[:2]:
+        value, gradients = with_kernels(kernels, inputs, triple)
+        exact, _ = with_reference(inputs.to(torch.float64), triple)
+        assert distance(value, exact) < 1e-5, str(triple)
+        assert not gradients[0].any(), str(triple)

@@ -60,16 +60,6 @@ AFFKD_DEVICE AlignmentLoss alignment_of(const CenteredTotals& sums, double items
   return {loss < 0 ? 0 : loss, {2 * agreement * s * s, -2 * s * t}};
 }
 
-// sum |A_ii| with no point but 0 for the origin, by all threads of a block
-AFFKD_DEVICE double block_trace(const Params& p, bool student, int64_t n, double* scratch) {
-  double squares = 0;
-  for (int64_t at = threadIdx.x; at < p.row_blocks; at += kThreads) {
-    squares += states_of(p, student, n)[at].second;
-  }
-  __syncthreads();
-  return absolute(scale_of<double>(p, student)) * block_sum(squares, scratch);
-}
-
 AFFKD_DEVICE CenteredTotals block_centered_totals(const Params& p, int64_t n,
                                                   CenteredTotals* scratch) {
   CenteredTotals totals{};
@@ -89,8 +79,8 @@ AFFKD_DEVICE void finish_alignment(const Params& p, int64_t n, CenteredTotals* s
   }
   const CenteredTotals sums = block_centered_totals(p, n, scratch);
   const RowTotals rows = block_totals(totals_of(p, n), p.row_blocks, shared.totals);
-  const double student_trace = block_trace(p, true, n, shared.sums);
-  const double teacher_trace = block_trace(p, false, n, shared.sums);
+  const double student_trace = largest_norm(p, true, n, shared.sums);
+  const double teacher_trace = largest_norm(p, false, n, shared.sums);
   const AlignmentLoss aligned = alignment_of<T>(sums, static_cast<double>(rows.rows), student_trace,
                                                 teacher_trace, p.settings.statistic_eps);
   if (threadIdx.x == 0) {

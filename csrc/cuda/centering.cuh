@@ -33,6 +33,27 @@ AFFKD_DEVICE double block_count_valid(const MaskView& mask, int64_t n, int64_t i
   return block_sum(count, scratch);
 }
 
+AFFKD_DEVICE double block_squares(const Params& p, bool student, bool of_keys, int64_t n,
+                                  double* scratch) {
+  const int64_t list = ((student ? 0 : 2) + (of_keys ? 1 : 0)) * p.matrices + n;
+  const double* squares = p.work.squares + list * p.item_blocks * 4;
+  const int64_t count = 4 * divide_up(of_keys ? p.keys : p.queries, kTile);
+  double sum = 0;
+  for (int64_t at = threadIdx.x; at < count; at += kThreads) {
+    sum += squares[at];
+  }
+  __syncthreads();
+  return block_sum(sum, scratch);
+}
+
+// What |A| is at most with no point but 0 for the origin: |Q| |K|, of a self-affinity its trace. By
+// all threads of a block; where has_centered_origin.
+AFFKD_DEVICE double largest_norm(const Params& p, bool student, int64_t n, double* scratch) {
+  const double queries = block_squares(p, student, false, n, scratch);
+  const double keys = is_mirrored(p) ? queries : block_squares(p, student, true, n, scratch);
+  return absolute(scale_of<double>(p, student)) * square_root(queries * keys);
+}
+
 // The means of one matrix.
 template <typename T>
 class Centering {

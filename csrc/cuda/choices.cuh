@@ -79,14 +79,19 @@ AFFKD_BOTH constexpr bool centers_scale(const Params& p) {
   return centers_gradient(p) && p.scale_gradient != nullptr;
 }
 
+// Centering takes out what all items have in common, m: with q = a + m and k = b + m what is left of
+// q.k is that of a.b, without the digits that m would cost.
+AFFKD_BOTH constexpr bool has_centered_origin(const Params& p) {
+  return is_centered(p) && !p.wide && p.settings.pair == PairFunction::linear && !p.settings.unit &&
+         !p.settings.clamped && p.settings.diagonal == Diagonal::keep;
+}
+
 // Linear kernel alignment, the everyday centered loss: sums over uncentered rows give it, and three
 // launches are enough. They cancel, which sums of double survive for numbers of float, and those
 // of features without their common offset.
 AFFKD_BOTH constexpr bool is_closed(const Params& p) {
-  return is_centered(p) && !centers_gradient(p) && is_mirrored(p) && !p.wide &&
-         p.settings.pair == PairFunction::linear && !p.settings.unit && !p.settings.clamped &&
-         p.settings.diagonal == Diagonal::keep && p.row_losses == nullptr &&
-         p.scale_gradient == nullptr;
+  return has_centered_origin(p) && !centers_gradient(p) && is_mirrored(p) &&
+         p.row_losses == nullptr && p.scale_gradient == nullptr;
 }
 
 // Where a panel is whole matrices, what is centered is so on the way: the blocks of phase rows share

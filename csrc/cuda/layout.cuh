@@ -117,6 +117,7 @@ inline int64_t lay_out(Params& p, void* base) {
   take(work.row_sums, sums * p.queries, sizeof(double));
   take(work.column_sums, sums * p.keys, sizeof(double));
   take(work.poison, 16 * n * p.item_blocks, number_size(p));
+  take(work.squares, has_centered_origin(p) ? 16 * n * p.item_blocks : 0, sizeof(double));
   take(work.inverse_lengths, p.settings.unit ? 2 * n * longest : 0, number_size(p));
   take(work.student, pairs, number_size(p));
   take(work.teacher, pairs, number_size(p));

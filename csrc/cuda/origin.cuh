@@ -34,15 +34,15 @@ class TileOrigin {
   AFFKD_DEVICE TileOrigin(const Params& p, const TileTask& task, Shared& shared)
       : shared_(shared),
         // double needs neither of these two, and is to know it when it is compiled
-        closed_(sizeof(T) == sizeof(float) && is_closed(p)),
+        centered_(sizeof(T) == sizeof(float) && has_centered_origin(p)),
         drops_constants_(sizeof(T) == sizeof(float) && drops_row_constants(p)),
         ties_(has_ties(p) && moves_distances(p)),
-        of_matrix_(closed_ || drops_constants_ || ties_),
+        of_matrix_(centered_ || drops_constants_ || ties_),
         of_tile_(!of_matrix_ && moves_distances(p)),
         sample_(task.student ? p.student_keys : p.teacher_keys, p.key_mask, task.matrix,
                 of_matrix_ ? find_sample(p, task.matrix) : 0, p.keys) {}
 
-  AFFKD_DEVICE bool is_closed_form() const { return closed_; }
+  AFFKD_DEVICE bool is_centered() const { return centered_; }
   AFFKD_DEVICE bool drops_constants() const { return drops_constants_; }
 
   // By all threads, before the first chunk; `present`: this thread's item of the tile is.
@@ -157,7 +157,7 @@ class TileOrigin {
   }
 
   Shared& shared_;
-  const bool closed_;           // a matrix that is centered later
+  const bool centered_;         // a matrix that is centered later
   const bool drops_constants_;  // a softmax
   const bool ties_;             // distances of which the smallest or the largest may be many
   const bool of_matrix_;        // one origin for all tiles

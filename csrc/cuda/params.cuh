@@ -137,6 +137,7 @@ struct Workspace {
   double* row_sums;          // [kSummed, N, Q]
   double* column_sums;       // [kSummed, N, K]
   void* poison;              // T [4, N, 4 item_blocks]: NaN where an item is inf or NaN, else 0
+  double* squares;           // [4, N, 4 item_blocks] sums of |x|^2, of the same eight items
   void* inverse_lengths;     // T [2, N, max(Q, K)]: 1 / |x| of the student's queries and keys
   void* student;             // T [axes, panel]: g, or the squared distance, of every pair; with two
                              // axes the second is the transpose [N, K, Q] of the first

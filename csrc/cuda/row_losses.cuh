@@ -8,7 +8,9 @@
 
 namespace affkd::cuda {
 
-template <typename T>
+// What is centered is a kernel of its own: it knows its normalization, and the other does not keep
+// registers for means.
+template <typename T, bool kCentered>
 class RowBlock {
  public:
   struct Shared {
@@ -16,7 +18,7 @@ class RowBlock {
     State states[kWarps];
     double sums[kWarps];
     RowTotals totals[kWarps];
-    typename RowSides<T>::Means means;
+    typename Sides<T, kCentered>::Means means;
   };
 
   AFFKD_DEVICE RowBlock(const Params& p, Shared& shared)
@@ -24,7 +26,7 @@ class RowBlock {
         shared_(shared),
         task_(find_row(p)),
         sides_(p, task_, shared.means),
-        stage_(p.settings),
+        stage_(p.settings, normalization()),
         weight_(task_.present ? row_weight(p, task_.matrix, task_.row) : 0) {}
 
   AFFKD_DEVICE void run() {
@@ -64,21 +66,27 @@ class RowBlock {
     double gradient = 0;
   };
 
+  AFFKD_DEVICE Normalization normalization() const {
+    return kCentered ? Normalization::frobenius_centered : p_.settings.normalization;
+  }
+  AFFKD_DEVICE bool has_second() const { return kCentered || cuda::has_second(p_); }
+
   // dA as it is, which phase product centers
   AFFKD_DEVICE bool leaves_gradient() const {
-    return p_.task.writes_pairs && centers_gradient_on_the_way(p_);
+    return kCentered && p_.task.writes_pairs && centers_gradient_on_the_way(p_);
   }
 
   AFFKD_DEVICE void prepare() {
     sides_.find_means(shared_.sums);
-    scalings_ = matrix_scalings<T>(p_, task_.matrix, shared_.states, shared_.sums);
-    find_row_scalings(p_.settings, sides_, scalings_);
+    scalings_ =
+        matrix_scalings<T>(p_, normalization(), task_.matrix, shared_.states, shared_.sums);
+    find_row_scalings(p_.settings, normalization(), sides_, scalings_);
   }
 
   // c needs no sweep of its own: it is 0, or -sum t = -1, or that of the whole matrix, which W2
   // leaves to phase product
   AFFKD_DEVICE bool correction_is_known() {
-    const Normalization kind = p_.settings.normalization;
+    const Normalization kind = normalization();
     if (kind == Normalization::softmax) {
       correction_ = -1;
       return p_.settings.loss == Loss::kl_forward || p_.settings.loss == Loss::cross_entropy;
@@ -115,19 +123,21 @@ class RowBlock {
     }
     const T weight = static_cast<T>(weight_);
     const T through = stage_.statistic_slope(student, s, scalings_.maximum, row.own(j));
-    const T correction = has_second(p_) ? T{0} : correction_;
+    const T correction = has_second() ? T{0} : correction_;
     // of a saturated softmax the two nearly cancel
     const T first = weight * ((pair.slope - correction * through) * s.multiplier);
     const T second = through * s.multiplier * scalings_.slope_scale;
     if (scales) {
       const T by_scale = terms.by_scale(held);
       sums_.scale_first +=
-          first * (centers_scale(p_) ? sides_.centered(by_scale, Summed::by_scale, j) : by_scale);
+          first * (kCentered && centers_scale(p_) ? sides_.centered(by_scale, Summed::by_scale, j) : by_scale);
       sums_.scale_second += second * by_scale;
     }
     if (writes) {
-      sums_.gradient += first;
-      write(j, centers_gradient(p_) ? first : first * terms.slope, second * terms.slope,
+      if (kCentered) {
+        sums_.gradient += first;
+      }
+      write(j, kCentered && centers_gradient(p_) ? first : first * terms.slope, second * terms.slope,
             terms.slope);
     }
   }
@@ -137,7 +147,7 @@ class RowBlock {
     if (leaves_gradient()) {
       sides_.row().slope(j) = slope;
     }
-    if (has_second(p_)) {
+    if (has_second()) {
       sides_.row().second(j) = second;
     }
   }
@@ -163,7 +173,7 @@ class RowBlock {
     const double loss = warp_sum(static_cast<double>(sums_.loss)) + poison;
     const double correction = warp_sum(static_cast<double>(sums_.correction));
     totals.loss = totals.pairs > 0 ? weight_ * loss : 0;
-    totals.correction = has_second(p_) && totals.pairs > 0 ? weight_ * correction : 0;
+    totals.correction = has_second() && totals.pairs > 0 ? weight_ * correction : 0;
     totals.scale_first = warp_sum(static_cast<double>(sums_.scale_first));
     totals.scale_second = warp_sum(static_cast<double>(sums_.scale_second));
     return totals;
@@ -191,7 +201,7 @@ class RowBlock {
   const Params& p_;
   Shared& shared_;
   const RowTask task_;
-  RowSides<T> sides_;
+  Sides<T, kCentered> sides_;
   const LossStage<T> stage_;
   const double weight_;
   RowScalings<T> scalings_{};

@@ -6,13 +6,13 @@
 
 namespace affkd::cuda {
 
-template <typename T>
+template <typename T, bool kCentered>
 class StatisticsBlock {
  public:
   struct Shared {
     State states[kWarps];
     double sums[kWarps];
-    typename RowSides<T>::Means means;
+    typename Sides<T, kCentered>::Means means;
   };
 
   AFFKD_DEVICE StatisticsBlock(const Params& p, const RowTask& task, Shared& shared)
@@ -32,7 +32,7 @@ class StatisticsBlock {
  private:
   AFFKD_DEVICE void add_entry(bool student, int64_t j, State& state) const {
     const T before = sides_.affinity(student, j);
-    if (is_centered(p_)) {
+    if (kCentered) {
       const Summed side = student ? Summed::student : Summed::teacher;
       const double after = sides_.centered(before, side, j), a = before;
       state = {state.first + after * after, state.second + a * a, 0};
@@ -55,7 +55,23 @@ class StatisticsBlock {
   const Params& p_;
   Shared& shared_;
   const RowTask task_;
-  RowSides<T> sides_;
+  Sides<T, kCentered> sides_;
 };
+
+// Phase statistics of a panel.
+template <typename T>
+union StatisticsShared {
+  typename StatisticsBlock<T, false>::Shared plain;
+  typename StatisticsBlock<T, true>::Shared centered;
+};
+
+template <typename T>
+AFFKD_DEVICE void run_statistics(const Params& p, StatisticsShared<T>& shared) {
+  if (is_centered(p)) {
+    StatisticsBlock<T, true>(p, find_row(p), shared.centered).run();
+  } else {
+    StatisticsBlock<T, false>(p, find_row(p), shared.plain).run();
+  }
+}
 
 }  // namespace affkd::cuda

@@ -1,4 +1,4 @@
-// Phase rows: what is centered on the way is so first, by all blocks of a matrix together.
+// Phase rows of what is centered: on the way it is so first, by all blocks of a matrix together.
 #pragma once
 
 #include "queue.cuh"
@@ -9,24 +9,24 @@
 namespace affkd::cuda {
 
 template <typename T>
-class RowPhase {
+class CenteredRows {
  public:
   struct Shared {
     union {
       typename SumsBlock<T>::Shared sums;
-      typename StatisticsBlock<T>::Shared statistics;
-      typename RowBlock<T>::Shared rows;
+      typename StatisticsBlock<T, true>::Shared statistics;
+      typename RowBlock<T, true>::Shared rows;
     };
     unsigned unit;
   };
 
-  AFFKD_DEVICE RowPhase(const Params& p, Shared& shared) : p_(p), shared_(shared) {}
+  AFFKD_DEVICE CenteredRows(const Params& p, Shared& shared) : p_(p), shared_(shared) {}
 
   AFFKD_DEVICE void run() {
     if (is_centered_on_the_way(p_)) {
       center();
     }
-    RowBlock<T>(p_, shared_.rows).run();
+    RowBlock<T, true>(p_, shared_.rows).run();
   }
 
  private:
@@ -36,7 +36,7 @@ class RowPhase {
     share_out(queue_of(p_, Joint::sums, n), sums_blocks(p_), &shared_.unit,
               [&](int64_t part) { SumsBlock<T>(p_, false, shared_.sums).run(n, part); });
     share_out(queue_of(p_, Joint::squares, n), p_.row_blocks, &shared_.unit, [&](int64_t block) {
-      StatisticsBlock<T>(p_, find_row(p_, n, block), shared_.statistics).run();
+      StatisticsBlock<T, true>(p_, find_row(p_, n, block), shared_.statistics).run();
     });
   }
 
