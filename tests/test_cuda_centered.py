@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import pytest
 import torch
@@ -16,6 +16,7 @@ from cuda_host.comparison import (
     with_kernels,
     with_reference,
 )
+from torch import Tensor
 
 CENTER = Part("frobenius", (("center", True),))
 TRIPLES = [
@@ -115,6 +116,10 @@ def test_who_computes_what_is_no_matter(kernels: harness.Library) -> None:
         assert torch.equal(value, again) and torch.equal(gradient, gradient_again)
 
 
+def flat(results: tuple[Tensor, Sequence[Tensor]]) -> list[Tensor]:
+    return [results[0], *results[1]]
+
+
 def itself(seed: int) -> Inputs:
     return pair(seed, 37, 19, teacher_dim=23)
 
@@ -139,12 +144,33 @@ def test_inner_products_lose_what_all_items_have_in_common(
             assert distance(x, y) < 5e-6, str(triple)
 
 
-@pytest.mark.parametrize("own_keys", [False, True], ids=["self", "bank"])
+@pytest.mark.parametrize("make", [itself, keys])
+@pytest.mark.parametrize("factor", [1.0, 1000.0])
+def test_a_far_off_item_moves_no_other(
+    factor: float, make: Callable[[int], Inputs], kernels: harness.Library
+) -> None:
+    """A token that collects attention is among the samples of what the others have in common."""
+    for triple in TRIPLES[:2]:
+        own, eager = [], []
+        for seed in range(6):
+            inputs = make(seed).to(torch.float32)
+            inputs.options.get("student_keys", inputs.student)[0] *= factor
+            exact = flat(with_reference(inputs.to(torch.float64), triple))
+            for errors, results in (
+                (own, with_kernels(kernels, inputs, triple)),
+                (eager, with_reference(inputs, triple)),
+            ):
+                errors.append([distance(x, y) for x, y in zip(flat(results), exact, strict=True)])
+        mean, allowed = (torch.tensor(e).square().mean(0).sqrt() for e in (own, eager))
+        assert (mean <= 2 * allowed + 1e-6).all(), (str(triple), mean, allowed)
+
+
+@pytest.mark.parametrize("has_keys", [False, True], ids=["self", "bank"])
 def test_a_batch_that_has_collapsed_has_no_gradient(
-    own_keys: bool, kernels: harness.Library
+    has_keys: bool, kernels: harness.Library
 ) -> None:
     """What is left of a constant matrix is rounding, and counts as nothing."""
-    inputs = (keys if own_keys else itself)(1)
+    inputs = (keys if has_keys else itself)(1)
     collapsed = (1000 + 100 * inputs.student[:1]).expand(37, -1)
     inputs = Inputs(collapsed, inputs.teacher, inputs.options).to(torch.float32)
     for triple in TRIPLES[:2]:

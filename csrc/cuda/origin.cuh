@@ -66,7 +66,7 @@ class TileOrigin {
     }
     if (of_tile_) {
       __syncthreads();
-      write(chunk, mean(sum_of_items(rows)));
+      write(chunk, mean_of(fold(sum_of_items(rows), [](T a, T b) { return a + b; })));
       __syncthreads();
     }
     // on its way while there is something else to do
@@ -106,8 +106,7 @@ class TileOrigin {
     return x;
   }
 
-  AFFKD_DEVICE T mean(T x) const {
-    const T sum = fold(x, [](T a, T b) { return a + b; });
+  AFFKD_DEVICE T mean_of(T sum) const {
     return count_ > 0 ? sum / static_cast<T>(count_) : T{0};
   }
 
@@ -140,11 +139,14 @@ class TileOrigin {
   }
 
   // Samples that differ by more than they have in common have no common point, and one that is far
-  // off, as tokens that collect attention are, must not move all items.
+  // off, as tokens that collect attention are, must not move all items. What is centered later may
+  // lose any point.
   AFFKD_DEVICE void publish(int64_t chunk, T x) const {
-    const T infinity = static_cast<T>(INFINITY), common = mean(x);
+    const T infinity = static_cast<T>(INFINITY);
     const T low = fold(sample_.present ? x : infinity, [](T a, T b) { return b < a ? b : a; });
     const T high = fold(sample_.present ? x : -infinity, [](T a, T b) { return a < b ? b : a; });
+    const T sum = fold(x, [](T a, T b) { return a + b; });
+    const T common = centered_ ? inner_mean(sum, low, high, count_) : mean_of(sum);
     const bool apart = (drops_constants_ && high - low > absolute(common)) ||
                        (ties_ && low <= T{0} && high >= T{0});
     write(chunk, apart ? T{0} : common);

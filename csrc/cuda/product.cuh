@@ -92,7 +92,7 @@ class ProductTile {
     return item < end_ && is_valid(keys_ ? p_.key_mask : p_.mask, matrix_, item);
   }
 
-  // Any common point will do: here the mean of the block's own items.
+  // Any common point will do: here a mean of the block's own items.
   AFFKD_DEVICE void prepare_origin() {
     if (!has_origin()) {
       return;
@@ -104,11 +104,16 @@ class ProductTile {
     store_run(shared_.tile.x + row * kSlicePitch<T> + run * kRun, loaded);
     const int count = __syncthreads_count(item.present) / 8;
     if (threadIdx.x < kWidth) {
-      T sum = 0;
+      T sum = 0, low = static_cast<T>(INFINITY), high = -low;
       for (int i = 0; i < kEdge; ++i) {
-        sum += shared_.tile.x[i * kSlicePitch<T> + static_cast<int>(threadIdx.x)];
+        const T x = shared_.tile.x[i * kSlicePitch<T> + static_cast<int>(threadIdx.x)];
+        if (is_present(item_ + i)) {
+          sum += x;
+          low = x < low ? x : low;
+          high = x > high ? x : high;
+        }
       }
-      shared_.origin[threadIdx.x] = count > 0 ? sum / static_cast<T>(count) : T{0};
+      shared_.origin[threadIdx.x] = inner_mean(sum, low, high, count);
     }
     __syncthreads();
   }
