@@ -79,7 +79,7 @@ def test_in_three_launches_and_in_panels(one: Call, kernels: harness.Library) ->
 @each_call
 @pytest.mark.parametrize("precision", ["ieee", "tf32x3"])
 def test_in_float32(one: Call, precision: str, kernels: harness.Library) -> None:
-    for seed, triple in enumerate(TRIPLES):
+    for seed, triple in enumerate(TRIPLES if precision == "ieee" else TRIPLES[1::3]):
         if one.allows(triple) and one.name != "B1":
             inputs = one.make(seed).to(torch.float32)
             compare_with_eager(kernels, inputs, triple, precision=precision)

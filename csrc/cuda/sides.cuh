@@ -54,7 +54,8 @@ class CenteredSides : public RowSides<T> {
   AFFKD_DEVICE CenteredSides(const Params& p, const RowTask& task, Means& means)
       : RowSides<T>(p, task), p_(p), task_(task), means_(means) {}
 
-  // by all threads of a block
+  // By all threads of a block. Others than the first see the last means after the next barrier, of
+  // which there is one before anything but the student's are asked for.
   AFFKD_DEVICE void find_means(double* scratch) {
     // one after the other, so that there is one copy of the code
 #pragma unroll 1
@@ -65,7 +66,6 @@ class CenteredSides : public RowSides<T> {
         means_.of[list] = means;
       }
     }
-    __syncthreads();
   }
 
   AFFKD_DEVICE T centered(T a, Summed what, int64_t j) const {
