@@ -79,8 +79,8 @@ AFFKD_BOTH constexpr bool centers_scale(const Params& p) {
   return centers_gradient(p) && p.scale_gradient != nullptr;
 }
 
-// Centering takes out what all items have in common, m: with q = a + m and k = b + m what is left of
-// q.k is that of a.b, without the digits that m would cost.
+// Centering takes out what all items have in common, m: with q = a + m and k = b + m what is left
+// of q.k is that of a.b, without the digits that m would cost.
 AFFKD_BOTH constexpr bool has_centered_origin(const Params& p) {
   return is_centered(p) && !p.wide && p.settings.pair == PairFunction::linear && !p.settings.unit &&
          !p.settings.clamped && p.settings.diagonal == Diagonal::keep;
@@ -94,8 +94,8 @@ AFFKD_BOTH constexpr bool is_closed(const Params& p) {
          p.row_losses == nullptr && p.scale_gradient == nullptr;
 }
 
-// Where a panel is whole matrices, what is centered is so on the way: the blocks of phase rows share
-// out the sums of A and then its squares, those of phase product the sums of dA.
+// Where a panel is whole matrices, what is centered is so on the way: the blocks of phase rows
+// share out the sums of A and then its squares, those of phase product the sums of dA.
 AFFKD_BOTH constexpr bool is_centered_on_the_way(const Params& p) {
   return is_centered(p) && p.largest.rows == p.queries && !is_closed(p);
 }

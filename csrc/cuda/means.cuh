@@ -1,5 +1,5 @@
-// Phase means: sums over the rows and columns of A, or of dA. Linear kernel alignment takes its loss
-// from them as well.
+// Phase means: sums over the rows and columns of A, or of dA. Linear kernel alignment takes its
+// loss from them as well.
 #pragma once
 
 #include "alignment.cuh"

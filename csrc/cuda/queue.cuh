@@ -1,7 +1,7 @@
 // Work of a matrix that the blocks of one launch share out among them before they go on with what
-// takes its result. Whoever is free takes the next unit, and nobody waits before all are taken: what
-// is waited for is in the hands of blocks that run, and comes to an end however few blocks a GPU has
-// room for. A unit's result does not depend on who computes it.
+// takes its result. Whoever is free takes the next unit, and nobody waits before all are taken:
+// what is waited for is in the hands of blocks that run, and comes to an end however few blocks a
+// GPU has room for. A unit's result does not depend on who computes it.
 #pragma once
 
 #include "collectives.cuh"

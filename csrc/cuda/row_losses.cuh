@@ -129,16 +129,17 @@ class RowBlock {
     const T second = through * s.multiplier * scalings_.slope_scale;
     if (scales) {
       const T by_scale = terms.by_scale(held);
+      const bool centers = kCentered && centers_scale(p_);
       sums_.scale_first +=
-          first * (kCentered && centers_scale(p_) ? sides_.centered(by_scale, Summed::by_scale, j) : by_scale);
+          first * (centers ? sides_.centered(by_scale, Summed::by_scale, j) : by_scale);
       sums_.scale_second += second * by_scale;
     }
     if (writes) {
       if (kCentered) {
         sums_.gradient += first;
       }
-      write(j, kCentered && centers_gradient(p_) ? first : first * terms.slope, second * terms.slope,
-            terms.slope);
+      const bool centered_later = kCentered && centers_gradient(p_);
+      write(j, centered_later ? first : first * terms.slope, second * terms.slope, terms.slope);
     }
   }
 

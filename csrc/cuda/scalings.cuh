@@ -40,7 +40,8 @@ AFFKD_DEVICE RowScalings<T> matrix_scalings(const Params& p, Normalization kind,
   State student = block_state(p, kind, true, n, scratch);
   __syncthreads();
   State teacher = block_state(p, kind, false, n, scratch);
-  if (kind == Normalization::frobenius_centered && sizeof(T) == sizeof(float) && has_centered_origin(p)) {
+  if (kind == Normalization::frobenius_centered && sizeof(T) == sizeof(float) &&
+      has_centered_origin(p)) {
     student.second = square(largest_norm(p, true, n, sums));
     teacher.second = square(largest_norm(p, false, n, sums));
   }

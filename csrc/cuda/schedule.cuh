@@ -6,8 +6,8 @@
 // A loss alone needs no product. Where a matrix does not fit, it is worked on in panels of rows: a
 // statistic or a correction of the whole matrix then takes a sweep over the panels of its own, in
 // which the pairs are computed again, and keys that want a gradient take a product of their own:
-//   gram -> means, gram -> statistics, gram -> rows, gram -> rows -> means, gram -> rows -> center ->
-//   product                              what is centered, each over all panels
+//   gram -> means, gram -> statistics, gram -> rows, gram -> rows -> means,
+//   gram -> rows -> center -> product    what is centered, each over all panels
 #pragma once
 
 #include "layout.cuh"

@@ -205,8 +205,8 @@ HOST_UNSEEN inline void wait(Barrier& barrier, const char* what) {
   }
 }
 
-// Waits for another block, of which this one's other fibers need know nothing. Patience is counted in
-// looks, not in time, in which a process may be stopped.
+// Waits for another block, of which this one's other fibers need know nothing. Patience is counted
+// in looks, not in time, in which a process may be stopped.
 constexpr int kPatience = 300'000;
 
 template <typename Ready>
