@@ -131,8 +131,9 @@ class AlignmentBlock {
     const T offset = static_cast<T>(p_.settings.offset);
     Sums sums;
     row.each_pair([&](int64_t j) {
-      const T s = student_scale * row.held(true, j) + offset;
-      const T t = teacher_scale * row.held(false, j) + offset;
+      // in double from here on: of a student that is almost its teacher the sums nearly cancel
+      const double s = student_scale * row.held(true, j) + offset;
+      const double t = teacher_scale * row.held(false, j) + offset;
       sums.student += s;
       sums.teacher += t;
       sums.student_square += s * s;
