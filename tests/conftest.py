@@ -102,6 +102,22 @@ def kernels() -> Any:
     return harness.Library(harness.build())
 
 
+@pytest.fixture(scope="session")
+def _cuda_operators(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    from stand_in import StandIn, build
+
+    return StandIn(build(tmp_path_factory.mktemp("stand_in")))
+
+
+@pytest.fixture
+def stand_in(_cuda_operators: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """The CUDA operators on CPU tensors, with nothing behind them: a `stand_in.StandIn`."""
+    from affkd_kernels.kernels import cuda
+
+    monkeypatch.setattr(cuda, "available", lambda device_type="cuda": (True, ""))
+    return _cuda_operators
+
+
 @pytest.fixture(autouse=True)
 def _deterministic() -> None:
     torch.manual_seed(0)

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-from functools import cache
-from pathlib import Path
 
 import pytest
 from cuda_host import harness
@@ -23,18 +21,8 @@ def shared_out() -> list[str]:
     return BARRIERS[hashlib.sha256(sources).digest()[0] % PARTS :: PARTS]
 
 
-@cache
-def cases() -> dict[str, list[str]]:
-    """The cases of tests/cuda_host/stress_calls.h that meet each barrier."""
-    found: dict[str, list[str]] = {}
-    for line in harness.stress("", "reach").stdout.splitlines():
-        site, case = line.split()
-        found.setdefault(Path(site).name, []).append(case)
-    return found
-
-
 def test_every_barrier_is_met_by_some_case() -> None:
-    assert sorted(cases()) == sorted(BARRIERS)
+    assert sorted(harness.met()) == sorted(BARRIERS)
 
 
 def notice(*requests: str) -> dict[str, str]:
@@ -51,5 +39,5 @@ def test_what_is_not_missing_is_not_noticed() -> None:
 
 def test_every_missing_barrier_is_noticed() -> None:
     """As a race, as other numbers, or as threads that wait for others in vain."""
-    told = notice(*(f"{site}/{','.join(cases()[site])}" for site in shared_out()))
+    told = notice(*(f"{site}/{','.join(harness.met()[site])}" for site in shared_out()))
     assert not [site for site, status in told.items() if status in ("0", "whole")]

@@ -15,6 +15,12 @@ from cuda_host.comparison import (
     with_kernels,
     with_reference,
 )
+from stand_in import StandIn
+
+from affkd_kernels.inputs import Inputs as CanonicalInputs
+from affkd_kernels.kernels import cuda
+from affkd_kernels.kernels.result import Needs
+from affkd_kernels.spec import make_spec
 
 BOTH = (("tau", 0.5), ("axis", "both"))
 TRIPLES = [
@@ -88,3 +94,25 @@ def test_two_gradients_take_one_launch(kernels: harness.Library) -> None:
             one = Call("Q37-K70", lambda s: bank(s, 37, 70, keys=70, teacher_dim=3))
             compare(kernels, one.make(7), triple, 1e-11)
             assert kernels.launches == ["gram", "rows", "product"], str(triple)
+
+
+@pytest.mark.parametrize(
+    "normalization, changes",
+    [
+        ("softmax", {"student_keys": None, "teacher_keys": None}),
+        ("row_l2", {}),
+        ("softmax", {"row_weight": torch.ones(1, 3)}),
+        ("softmax", {"pair_mask": torch.ones(1, 3, 4, dtype=torch.bool)}),
+    ],
+    ids=["self", "row_l2", "row_weight", "pair_mask"],
+)
+def test_columns_that_do_not_count_are_refused(
+    normalization: str, changes: dict[str, torch.Tensor | None], stand_in: StandIn
+) -> None:
+    """By the operator, whoever calls it."""
+    query, key = torch.ones(1, 3, 2), torch.ones(1, 4, 2)
+    inputs = CanonicalInputs(query, query, key, key)._replace(**changes)
+    spec = make_spec("gram", normalization, "mse")
+    choices, numbers = cuda._options(spec, inputs, Needs(), "dense", columns=True)
+    with pytest.raises(RuntimeError, match="columns count beside rows only in a softmax"):
+        torch.ops.affkd_kernels.cuda_loss_and_grad(*inputs, [*choices, 0], numbers)

@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 import torch
 from cuda_host import harness
-from stand_in import PHASES, StandIn, build
+from stand_in import PHASES, StandIn
 from torch import Tensor
 
-from affkd_kernels import affinity_loss, list_presets, preset
+from affkd_kernels import affinity_loss
 from affkd_kernels.inputs import Inputs
 from affkd_kernels.kernels import angle, cuda, lookup, options
 from affkd_kernels.kernels.result import Needs
@@ -22,17 +22,6 @@ from affkd_kernels.spec import LossSpec, make_spec
 
 CSRC = Path(__file__).resolve().parent.parent / "csrc"
 STORAGES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
-
-
-@pytest.fixture(scope="session")
-def library(tmp_path_factory: pytest.TempPathFactory) -> StandIn:
-    return StandIn(build(tmp_path_factory.mktemp("stand_in")))
-
-
-@pytest.fixture
-def stand_in(library: StandIn, monkeypatch: pytest.MonkeyPatch) -> Iterator[StandIn]:
-    monkeypatch.setattr(cuda, "available", lambda device_type="cuda": (True, ""))
-    yield library
 
 
 def call(spec: LossSpec, inputs: Inputs, *needs: bool, algorithm: str = "dense"):
@@ -196,33 +185,6 @@ def test_products_are_as_exact_as_torch_was_told(
     finally:
         torch.set_float32_matmul_precision("highest")
     assert stand_in.fields()["precision"] == expected
-
-
-SELF_PRESETS = [
-    name for name in list_presets() if name not in ("rkd_angle", "seed", "compress", "nst")
-]
-
-
-@pytest.mark.parametrize("name", SELF_PRESETS)
-def test_a_self_affinity_takes_three_launches(name: str, stand_in: StandIn) -> None:
-    x = torch.ones(1, 64, 16)
-    call(preset(name).spec, Inputs(x, x))
-    assert len(stand_in.launches()) == 3
-
-
-def test_a_matrix_beyond_the_workspace_is_worked_on_in_panels(stand_in: StandIn) -> None:
-    x = torch.ones(1, 128, 4)
-    spec = make_spec("gram", "row_l2", "mse", max_workspace_bytes=0)
-    call(spec, Inputs(x, x), algorithm="tiled")
-    assert stand_in.launches().count("gram") == 4
-    call(spec, Inputs(x, x), algorithm="dense")
-    assert stand_in.launches().count("gram") == 1
-
-
-def test_without_a_gradient_there_is_no_product(stand_in: StandIn) -> None:
-    x = torch.ones(1, 64, 4)
-    call(make_spec("gram", "row_l2", "mse"), Inputs(x, x), False)
-    assert stand_in.launches() == ["gram", "rows"]
 
 
 @pytest.fixture

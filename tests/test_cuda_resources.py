@@ -20,9 +20,10 @@ pytestmark = pytest.mark.skipif(bool(reason), reason=reason)
 REGISTERS = {
     "gram": (128, 168),
     "means": (176, 176),
-    "statistics": (104, 104),
+    "statistics": (128, 128),
     "count": (80, 80),
     "rows": (128, 216),
+    "centered_rows": (128, 216),
     "center": (80, 128),
     "product": (128, 248),
     "angle": (80, 128),
@@ -30,7 +31,7 @@ REGISTERS = {
 }
 # for products there is a kernel a precision: ieee, tf32x3 and tf32 in float, and ieee in double
 NUMBER = {phase: 4 if phase in ("gram", "product") else 2 for phase in PHASES}
-NUMBER |= {"angle": 2, "angle_sum": 1}
+NUMBER |= {"centered_rows": 2, "angle": 2, "angle_sum": 1}
 
 
 def kind_and_width(kernel: str) -> tuple[str, int]:

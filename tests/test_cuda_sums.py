@@ -75,6 +75,25 @@ def test_more_matrices_than_threads(kernels: harness.Library) -> None:
     compare(kernels, scaled, Triple(Part("gram"), Part("frobenius"), Part("l1")), 1e-11)
 
 
+@pytest.mark.parametrize("keys", [0, 200], ids=["self", "bank"])
+def test_matrices_that_take_turns_share_what_grows_with_their_pairs(
+    keys: int, kernels: harness.Library
+) -> None:
+    """Of one more matrix the workspace has sums over its items, not a byte of every pair."""
+    triple, items, sizes = SAMPLE[2], 200, []
+    for matrices in (2, 4):
+        shape = (matrices, items, 3)
+        inputs = (
+            bank(7, *shape, keys=keys, teacher_dim=5, items="tokens")
+            if keys
+            else pair(7, *shape, items="tokens")
+        ).to(torch.float32)
+        compare_with_eager(kernels, inputs, triple, budget=4 * 4 * items**2)
+        assert kernels.launches == ["gram", "rows", "product"] * matrices
+        sizes.append(kernels.workspace_bytes)
+    assert sizes[1] - sizes[0] < 2 * items**2
+
+
 @pytest.mark.parametrize("offset", [3.0, 100.0])
 def test_a_common_offset_does_no_harm(offset: float, kernels: harness.Library) -> None:
     """To a distance, however large the mean is, and not more to a centered matrix than to eager."""

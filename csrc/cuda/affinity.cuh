@@ -15,6 +15,9 @@ struct PairTerms {
   T affinity;
   T slope;  // d A / d g, or the factor of x_i - x_j in d A / d x_i for a function of the distance
   bool flows;  // whether any gradient does: neither clamped nor a constant of the diagonal
+
+  // d A / d scale of a linear function, of which g is held
+  AFFKD_DEVICE T by_scale(T held) const { return flows ? held : T{0}; }
 };
 
 template <typename T>

@@ -2,8 +2,8 @@
 // centered, with the means taken out of the sums.
 #pragma once
 
+#include "centering.cuh"
 #include "finish.cuh"
-#include "losses.cuh"
 
 namespace affkd::cuda {
 
@@ -60,16 +60,6 @@ AFFKD_DEVICE AlignmentLoss alignment_of(const CenteredTotals& sums, double items
   return {loss < 0 ? 0 : loss, {2 * agreement * s * s, -2 * s * t}};
 }
 
-// sum |A_ii| with no point but 0 for the origin, by all threads of a block
-AFFKD_DEVICE double block_trace(const Params& p, bool student, int64_t n, double* scratch) {
-  double squares = 0;
-  for (int64_t at = threadIdx.x; at < p.row_blocks; at += kThreads) {
-    squares += states_of(p, student, n)[at].second;
-  }
-  __syncthreads();
-  return absolute(scale_of<double>(p, student)) * block_sum(squares, scratch);
-}
-
 AFFKD_DEVICE CenteredTotals block_centered_totals(const Params& p, int64_t n,
                                                   CenteredTotals* scratch) {
   CenteredTotals totals{};
@@ -89,8 +79,8 @@ AFFKD_DEVICE void finish_alignment(const Params& p, int64_t n, CenteredTotals* s
   }
   const CenteredTotals sums = block_centered_totals(p, n, scratch);
   const RowTotals rows = block_totals(totals_of(p, n), p.row_blocks, shared.totals);
-  const double student_trace = block_trace(p, true, n, shared.sums);
-  const double teacher_trace = block_trace(p, false, n, shared.sums);
+  const double student_trace = largest_norm(p, true, n, shared.sums);
+  const double teacher_trace = largest_norm(p, false, n, shared.sums);
   const AlignmentLoss aligned = alignment_of<T>(sums, static_cast<double>(rows.rows), student_trace,
                                                 teacher_trace, p.settings.statistic_eps);
   if (threadIdx.x == 0) {
@@ -98,5 +88,92 @@ AFFKD_DEVICE void finish_alignment(const Params& p, int64_t n, CenteredTotals* s
   }
   finish_call<T>(p, n, {aligned.loss, 0, rows.pairs, rows.rows}, shared);
 }
+
+// Phase means of the rows of one block.
+template <typename T>
+class AlignmentBlock {
+ public:
+  struct Shared {
+    FinishShared finish;
+    CenteredTotals centered[kWarps];
+    RowTotals totals[kWarps];
+  };
+
+  AFFKD_DEVICE AlignmentBlock(const Params& p, const RowTask& task, Shared& shared)
+      : p_(p), task_(task), shared_(shared) {}
+
+  AFFKD_DEVICE void run() {
+    Sums sums = sum_row();
+    sums.student = warp_sum(sums.student);
+    sums.teacher = warp_sum(sums.teacher);
+    if (lane_index() == 0 && task_.exists) {
+      row_sums_of(p_, Summed::student, task_.matrix)[task_.row] = sums.student;
+      row_sums_of(p_, Summed::teacher, task_.matrix)[task_.row] = sums.teacher;
+    }
+    write_totals(sums);
+    finish_alignment<T>(p_, task_.matrix, shared_.centered, shared_.finish);
+  }
+
+ private:
+  struct Sums {
+    double student = 0;
+    double teacher = 0;
+    double student_square = 0;
+    double teacher_square = 0;
+    double cross = 0;
+    int64_t pairs = 0;
+  };
+
+  // this lane's share
+  AFFKD_DEVICE Sums sum_row() const {
+    const PairRow<T> row(p_, task_);
+    const T student_scale = scale_of<T>(p_, true), teacher_scale = scale_of<T>(p_, false);
+    const T offset = static_cast<T>(p_.settings.offset);
+    Sums sums;
+    row.each_pair([&](int64_t j) {
+      // in double from here on: of a student that is almost its teacher the sums nearly cancel
+      const double s = student_scale * row.held(true, j) + offset;
+      const double t = teacher_scale * row.held(false, j) + offset;
+      sums.student += s;
+      sums.teacher += t;
+      sums.student_square += s * s;
+      sums.teacher_square += t * t;
+      sums.cross += s * t;
+      sums.pairs += 1;
+    });
+    return sums;
+  }
+
+  AFFKD_DEVICE void write_totals(const Sums& sums) {
+    CenteredTotals centered{warp_sum(sums.student_square),
+                            warp_sum(sums.teacher_square),
+                            warp_sum(sums.cross),
+                            sums.student * sums.student,
+                            sums.teacher * sums.teacher,
+                            sums.student * sums.teacher,
+                            sums.student,
+                            sums.teacher};
+    RowTotals totals{};
+    totals.pairs = warp_sum(sums.pairs);
+    totals.rows = totals.pairs > 0 ? 1 : 0;
+    if (lane_index() == 0) {
+      shared_.centered[warp_index()] = centered;
+      shared_.totals[warp_index()] = totals;
+    }
+    __syncthreads();
+    if (threadIdx.x == 0) {
+      for (int warp = 1; warp < kWarps; ++warp) {
+        centered = join_totals(centered, shared_.centered[warp]);
+        totals = join_totals(totals, shared_.totals[warp]);
+      }
+      p_.work.centered[task_.matrix * p_.row_blocks + task_.block] = centered;
+      totals_of(p_, task_.matrix)[task_.block] = totals;
+    }
+  }
+
+  const Params& p_;
+  const RowTask task_;
+  Shared& shared_;
+};
 
 }  // namespace affkd::cuda

@@ -6,16 +6,15 @@
 
 namespace affkd::cuda {
 
-// What phase `means` has summed up.
-enum class Summed : int64_t { student, teacher, gradient };
+// Of what there are sums: of A_s, A_t and dA_s / d scale, and of dA.
+enum class Summed : int64_t { student, teacher, by_scale, gradient };
 
 AFFKD_DEVICE double* row_sums_of(const Params& p, Summed what, int64_t n) {
   return p.work.row_sums + (static_cast<int64_t>(what) * p.matrices + n) * p.queries;
 }
 
-// A self-affinity is symmetric, its gradient, with weights on the rows, is not.
 AFFKD_DEVICE double* column_sums_of(const Params& p, Summed what, int64_t n) {
-  if (p.self && what != Summed::gradient) {
+  if (!has_own_columns(p, what == Summed::gradient)) {
     return row_sums_of(p, what, n);
   }
   return p.work.column_sums + (static_cast<int64_t>(what) * p.matrices + n) * p.keys;
@@ -32,6 +31,27 @@ AFFKD_DEVICE double block_count_valid(const MaskView& mask, int64_t n, int64_t i
   }
   __syncthreads();
   return block_sum(count, scratch);
+}
+
+AFFKD_DEVICE double block_squares(const Params& p, bool student, bool of_keys, int64_t n,
+                                  double* scratch) {
+  const int64_t list = ((student ? 0 : 2) + (of_keys ? 1 : 0)) * p.matrices + n;
+  const double* squares = p.work.squares + list * p.item_blocks * 4;
+  const int64_t count = 4 * divide_up(of_keys ? p.keys : p.queries, kTile);
+  double sum = 0;
+  for (int64_t at = threadIdx.x; at < count; at += kThreads) {
+    sum += squares[at];
+  }
+  __syncthreads();
+  return block_sum(sum, scratch);
+}
+
+// What |A| is at most with no point but 0 for the origin: |Q| |K|, of a self-affinity its trace. By
+// all threads of a block; where has_centered_origin.
+AFFKD_DEVICE double largest_norm(const Params& p, bool student, int64_t n, double* scratch) {
+  const double queries = block_squares(p, student, false, n, scratch);
+  const double keys = is_mirrored(p) ? queries : block_squares(p, student, true, n, scratch);
+  return absolute(scale_of<double>(p, student)) * square_root(queries * keys);
 }
 
 // The means of one matrix.

@@ -1,7 +1,7 @@
 // Sums over the threads of a warp or a block, always in the same order.
 #pragma once
 
-#include "params.cuh"
+#include "choices.cuh"
 #include "port.cuh"
 
 namespace affkd::cuda {

@@ -14,10 +14,11 @@ class GradientPairs {
     RowTotals totals[kWarps];
     double sums[kWarps];
   };
-  // of linear kernel alignment only: not worth every call's registers
+  // Of what `first` and `second` hold where it is centered here only: not worth every call's
+  // registers.
   struct Means {
-    Centering<T> student;
-    Centering<T> teacher;
+    Centering<T> first;
+    Centering<T> second;
   };
 
   // `keys`: for the gradient of the keys
@@ -43,11 +44,15 @@ class GradientPairs {
       const Alignment alignment = p_.work.alignments[matrix_];
       first_ = static_cast<T>(scale * alignment.teacher);
       second_ = static_cast<T>(scale * alignment.student);
-      prepare_means(scratch, means);
+      means_of(Summed::teacher, scratch, means.first);
+      means_of(Summed::student, scratch, means.second);
     } else if (has_second(p_)) {
       const RowTotals totals = block_totals(totals_of(p_, matrix_), p_.row_blocks, scratch.totals);
       second_ = static_cast<T>(-scale * totals.correction);
       __syncthreads();
+    }
+    if (centers_gradient_on_the_way(p_)) {
+      means_of(Summed::gradient, scratch, means.first);
     }
     const Panel& panel = p_.task.panel;
     const RowTotals* rows = totals_of(p_, matrix_) + panel.row_begin / kWarps;
@@ -77,6 +82,10 @@ class GradientPairs {
       return first_ * first;
     }
     const T second = static_cast<const T*>(p_.work.second)[at];
+    if (centers_gradient_on_the_way(p_)) {
+      const T slope = static_cast<const T*>(p_.work.slopes)[at];
+      return first_ * (means_.first.centered(first, i, j) * slope) + second_ * second;
+    }
     return is_closed(p_) ? aligned_entry(i, j, second, first) : first_ * first + second_ * second;
   }
 
@@ -109,13 +118,11 @@ class GradientPairs {
            p_.pair_mask.data == nullptr;
   }
 
-  AFFKD_DEVICE void prepare_means(Scratch& scratch, Means& means) const {
-    Centering<T> student, teacher;
-    student.find(p_, Summed::student, matrix_, scratch.sums);
-    teacher.find(p_, Summed::teacher, matrix_, scratch.sums);
+  AFFKD_DEVICE void means_of(Summed what, Scratch& scratch, Centering<T>& means) const {
+    Centering<T> found;
+    found.find(p_, what, matrix_, scratch.sums);
     if (threadIdx.x == 0) {
-      means.student = student;
-      means.teacher = teacher;
+      means = found;
     }
     __syncthreads();
   }
@@ -126,8 +133,8 @@ class GradientPairs {
       return T{0};
     }
     const T scale = student_scale_;
-    const T s = means_.student.centered(scale * student + offset_, i, j);
-    const T t = means_.teacher.centered(teacher_scale_ * teacher + offset_, i, j);
+    const T s = means_.second.centered(scale * student + offset_, i, j);
+    const T t = means_.first.centered(teacher_scale_ * teacher + offset_, i, j);
     return (second_ * s + first_ * t) * scale;
   }
 

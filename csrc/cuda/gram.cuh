@@ -31,6 +31,10 @@ class GramTile {
       for (int64_t i = threadIdx.x; i <= p_.matrices; i += kThreads) {
         p_.work.arrivals[i] = 0;
       }
+      const int64_t queues = is_centered_on_the_way(p_) ? kJoint * p_.matrices : 0;
+      for (int64_t i = threadIdx.x; i < queues; i += kThreads) {
+        p_.work.queues[i] = {0, 0};
+      }
     }
   }
 

@@ -83,6 +83,17 @@ AFFKD_DEVICE void gather_run(const void* data, int64_t at, int64_t stride, int64
   }
 }
 
+// The mean of `count` numbers. Of more than two the smallest and the largest do not count, as one
+// may be far off, and would move what all others have in common.
+template <typename T>
+AFFKD_DEVICE T inner_mean(T sum, T low, T high, int count) {
+  if (count > 2) {
+    sum -= low + high;
+    count -= 2;
+  }
+  return count > 0 ? sum / static_cast<T>(count) : T{0};
+}
+
 // One item of one matrix; `present`: it exists and is valid.
 struct Item {
   const FeatureView& view;

@@ -9,8 +9,7 @@
 #include "gram.cuh"
 #include "means.cuh"
 #include "product.cuh"
-#include "row_losses.cuh"
-#include "statistics.cuh"
+#include "centered_rows.cuh"
 
 namespace affkd::cuda {
 
@@ -38,9 +37,8 @@ __global__ void __launch_bounds__(kThreads, 1) means_kernel(const __grid_constan
 
 template <typename T>
 __global__ void __launch_bounds__(kThreads, 1) statistics_kernel(const __grid_constant__ Params p) {
-  using Block = StatisticsBlock<T>;
-  AFFKD_DYNAMIC_SHARED(typename Block::Shared, shared);
-  Block(p, *shared).run();
+  AFFKD_DYNAMIC_SHARED(StatisticsShared<T>, shared);
+  run_statistics<T>(p, *shared);
 }
 
 template <typename T>
@@ -53,7 +51,15 @@ __global__ void __launch_bounds__(kThreads) count_kernel(const __grid_constant__
 template <typename T>
 __global__ void __launch_bounds__(kThreads, kBlocks<T>)
     rows_kernel(const __grid_constant__ Params p) {
-  using Block = RowBlock<T>;
+  using Block = RowBlock<T, false>;
+  AFFKD_DYNAMIC_SHARED(typename Block::Shared, shared);
+  Block(p, *shared).run();
+}
+
+template <typename T>
+__global__ void __launch_bounds__(kThreads, kBlocks<T>)
+    centered_rows_kernel(const __grid_constant__ Params p) {
+  using Block = CenteredRows<T>;
   AFFKD_DYNAMIC_SHARED(typename Block::Shared, shared);
   Block(p, *shared).run();
 }
@@ -88,18 +94,20 @@ struct Kernel {
 };
 
 template <typename T, Precision P>
-inline Kernel kernel_of(Phase phase) {
+inline Kernel kernel_of(Phase phase, bool centered) {
   switch (phase) {
     case Phase::gram:
       return {gram_kernel<T, P>, shared_bytes<typename GramBlock<T, P>::Shared>()};
     case Phase::means:
       return {means_kernel<T>, shared_bytes<typename MeansBlock<T>::Shared>()};
     case Phase::statistics:
-      return {statistics_kernel<T>, shared_bytes<typename StatisticsBlock<T>::Shared>()};
+      return {statistics_kernel<T>, shared_bytes<StatisticsShared<T>>()};
     case Phase::count:
       return {count_kernel<T>, shared_bytes<typename CountBlock<T>::Shared>()};
     case Phase::rows:
-      return {rows_kernel<T>, shared_bytes<typename RowBlock<T>::Shared>()};
+      return centered ? Kernel{centered_rows_kernel<T>,
+                               shared_bytes<typename CenteredRows<T>::Shared>()}
+                      : Kernel{rows_kernel<T>, shared_bytes<typename RowBlock<T, false>::Shared>()};
     case Phase::center:
       return {center_kernel<T>, shared_bytes<typename CenterBlock<T>::Shared>()};
     case Phase::product:
@@ -110,15 +118,15 @@ inline Kernel kernel_of(Phase phase) {
 
 inline Kernel find_kernel(Phase phase, const Params& p) {
   if (p.wide) {
-    return kernel_of<double, Precision::ieee>(phase);
+    return kernel_of<double, Precision::ieee>(phase, is_centered(p));
   }
   switch (phase == Phase::gram && has_exact_tf32(p) ? Precision::tf32 : p.precision) {
     case Precision::tf32x3:
-      return kernel_of<float, Precision::tf32x3>(phase);
+      return kernel_of<float, Precision::tf32x3>(phase, is_centered(p));
     case Precision::tf32:
-      return kernel_of<float, Precision::tf32>(phase);
+      return kernel_of<float, Precision::tf32>(phase, is_centered(p));
     default:
-      return kernel_of<float, Precision::ieee>(phase);
+      return kernel_of<float, Precision::ieee>(phase, is_centered(p));
   }
 }
 

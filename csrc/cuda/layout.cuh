@@ -6,7 +6,7 @@
 #include <cstddef>
 #include <type_traits>
 
-#include "params.cuh"
+#include "choices.cuh"
 
 namespace affkd::cuda {
 
@@ -48,13 +48,19 @@ inline double known_loss_scale(const Params& p, bool columns) {
 
 // for W2, where the student's pairs are wanted after it
 inline bool has_third_buffer(const Params& p) {
-  return has_second(p) && (p.settings.unit || centers_gradient(p));
+  return has_second(p) &&
+         (p.settings.unit || (centers_gradient(p) && !centers_gradient_on_the_way(p)));
+}
+
+// Of the pairs, before it is known whether a panel is whole matrices.
+inline int64_t most_buffers(const Params& p) {
+  return 2 + (p.columns ? 2 : 0) + (has_second(p) && p.settings.unit ? 1 : 0) +
+         (centers_gradient(p) ? 1 : 0);
 }
 
 // As many whole matrices as fit the budget, or else rows of one.
 inline Panel largest_panel(const Params& p, int64_t budget) {
-  const int64_t buffers = p.columns ? 4 : has_third_buffer(p) ? 3 : 2;
-  const int64_t row = p.keys * buffers * static_cast<int64_t>(number_size(p));
+  const int64_t row = p.keys * most_buffers(p) * static_cast<int64_t>(number_size(p));
   const int64_t rows = row > 0 ? budget / row : p.queries;
   if (rows >= p.queries) {
     const int64_t matrices = p.queries > 0 ? rows / p.queries : p.matrices;
@@ -99,17 +105,19 @@ inline int64_t lay_out(Params& p, void* base) {
   const int64_t n = p.matrices, longest = p.queries > p.keys ? p.queries : p.keys;
   const int64_t axes = p.columns ? 2 : 1;
   const int64_t pairs = axes * p.largest.matrices * p.largest.rows * p.keys;
-  const bool sums = is_centered(p);
+  const int64_t sums = is_centered(p) ? kSummed * n : 0;
   take(work.arrivals, n + 1, sizeof(unsigned));
+  take(work.queues, is_centered_on_the_way(p) ? kJoint * n : 0, sizeof(Queue));
   take(work.loss_scale, axes, sizeof(double));
   take(work.totals, axes * n, sizeof(MatrixTotals));
   take(work.rows, n * p.line_blocks, sizeof(RowTotals));
   take(work.centered, is_closed(p) ? n * p.row_blocks : 0, sizeof(CenteredTotals));
   take(work.alignments, is_closed(p) ? n : 0, sizeof(Alignment));
   take(work.states, is_global(p.settings.normalization) ? 2 * n * p.state_slots : 0, sizeof(State));
-  take(work.row_sums, sums ? 3 * n * p.queries : 0, sizeof(double));
-  take(work.column_sums, sums ? 3 * n * p.keys : 0, sizeof(double));
+  take(work.row_sums, sums * p.queries, sizeof(double));
+  take(work.column_sums, sums * p.keys, sizeof(double));
   take(work.poison, 16 * n * p.item_blocks, number_size(p));
+  take(work.squares, has_centered_origin(p) ? 16 * n * p.item_blocks : 0, sizeof(double));
   take(work.inverse_lengths, p.settings.unit ? 2 * n * longest : 0, number_size(p));
   take(work.student, pairs, number_size(p));
   take(work.teacher, pairs, number_size(p));
@@ -118,6 +126,7 @@ inline int64_t lay_out(Params& p, void* base) {
   if (has_third_buffer(p)) {
     take(work.second, pairs, number_size(p));
   }
+  take(work.slopes, centers_gradient_on_the_way(p) ? pairs : 0, number_size(p));
   return static_cast<int64_t>(used);
 }
 

@@ -26,10 +26,10 @@ struct PairLoss {
 template <typename T>
 class LossStage {
  public:
-  AFFKD_DEVICE explicit LossStage(const Settings& settings)
-      : kind_(settings.normalization),
+  AFFKD_DEVICE LossStage(const Settings& settings, Normalization kind)
+      : kind_(kind),
         loss_(settings.loss),
-        softmax_(settings.normalization == Normalization::softmax),
+        softmax_(kind == Normalization::softmax),
         guards_{static_cast<T>(settings.beta), static_cast<T>(settings.log_eps)} {}
 
   AFFKD_DEVICE PairLoss<T> loss(T student, T teacher, const Scaling<T>& s,

@@ -173,6 +173,9 @@ Outputs run(const Arguments& a, const std::vector<int64_t>& choices,
   Params params = pack(a, options, static_cast<Precision>(choices[kPrecision]), outputs);
   params.columns = choices[kColumns] != 0;
   complete(params, budget_of(options, choices[kWorkspace]));
+  STD_TORCH_CHECK(!params.columns || may_have_columns(params),
+                  "columns count beside rows only in a softmax of a cross-affinity without row "
+                  "weights, pair mask and excluded pairs");
   STD_TORCH_CHECK(!params.columns || fits(params), "rows and columns of one call must be held");
   const int64_t bytes = lay_out(params, nullptr);
   // freed at the end, and used again only by what comes later on the same stream

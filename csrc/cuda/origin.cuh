@@ -34,15 +34,15 @@ class TileOrigin {
   AFFKD_DEVICE TileOrigin(const Params& p, const TileTask& task, Shared& shared)
       : shared_(shared),
         // double needs neither of these two, and is to know it when it is compiled
-        closed_(sizeof(T) == sizeof(float) && is_closed(p)),
+        centered_(sizeof(T) == sizeof(float) && has_centered_origin(p)),
         drops_constants_(sizeof(T) == sizeof(float) && drops_row_constants(p)),
         ties_(has_ties(p) && moves_distances(p)),
-        of_matrix_(closed_ || drops_constants_ || ties_),
+        of_matrix_(centered_ || drops_constants_ || ties_),
         of_tile_(!of_matrix_ && moves_distances(p)),
         sample_(task.student ? p.student_keys : p.teacher_keys, p.key_mask, task.matrix,
                 of_matrix_ ? find_sample(p, task.matrix) : 0, p.keys) {}
 
-  AFFKD_DEVICE bool is_closed_form() const { return closed_; }
+  AFFKD_DEVICE bool is_centered() const { return centered_; }
   AFFKD_DEVICE bool drops_constants() const { return drops_constants_; }
 
   // By all threads, before the first chunk; `present`: this thread's item of the tile is.
@@ -66,7 +66,7 @@ class TileOrigin {
     }
     if (of_tile_) {
       __syncthreads();
-      write(chunk, mean(sum_of_items(rows)));
+      write(chunk, mean_of(fold(sum_of_items(rows), [](T a, T b) { return a + b; })));
       __syncthreads();
     }
     // on its way while there is something else to do
@@ -106,8 +106,7 @@ class TileOrigin {
     return x;
   }
 
-  AFFKD_DEVICE T mean(T x) const {
-    const T sum = fold(x, [](T a, T b) { return a + b; });
+  AFFKD_DEVICE T mean_of(T sum) const {
     return count_ > 0 ? sum / static_cast<T>(count_) : T{0};
   }
 
@@ -140,11 +139,14 @@ class TileOrigin {
   }
 
   // Samples that differ by more than they have in common have no common point, and one that is far
-  // off, as tokens that collect attention are, must not move all items.
+  // off, as tokens that collect attention are, must not move all items. What is centered later may
+  // lose any point.
   AFFKD_DEVICE void publish(int64_t chunk, T x) const {
-    const T infinity = static_cast<T>(INFINITY), common = mean(x);
+    const T infinity = static_cast<T>(INFINITY);
     const T low = fold(sample_.present ? x : infinity, [](T a, T b) { return b < a ? b : a; });
     const T high = fold(sample_.present ? x : -infinity, [](T a, T b) { return a < b ? b : a; });
+    const T sum = fold(x, [](T a, T b) { return a + b; });
+    const T common = centered_ ? inner_mean(sum, low, high, count_) : mean_of(sum);
     const bool apart = (drops_constants_ && high - low > absolute(common)) ||
                        (ties_ && low <= T{0} && high >= T{0});
     write(chunk, apart ? T{0} : common);
@@ -157,7 +159,7 @@ class TileOrigin {
   }
 
   Shared& shared_;
-  const bool closed_;           // a matrix that is centered later
+  const bool centered_;         // a matrix that is centered later
   const bool drops_constants_;  // a softmax
   const bool ties_;             // distances of which the smallest or the largest may be many
   const bool of_matrix_;        // one origin for all tiles

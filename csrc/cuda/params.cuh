@@ -21,6 +21,7 @@ constexpr int64_t kTile = 32;   // pairs along either side of a tile
 constexpr int64_t kSlice = 64;  // features of one block of a product
 // parts of a matrix's statistic, of which every block of phase rows reads all
 constexpr int64_t kMostSlots = 4096;
+constexpr int64_t kColumns = 8;  // of one block that sums columns
 
 // How a tensor's numbers are stored; they are computed with in float, or double if any is double.
 enum class Storage : int64_t { float32, float64, bfloat16, float16 };
@@ -107,26 +108,43 @@ struct State {
   int64_t place;  // of the maximum: row * keys + column
 };
 
+// Work of a matrix that the blocks of a launch share out among them (queue.cuh): how many units of
+// it are taken, and how many are done.
+struct Queue {
+  unsigned taken;
+  unsigned done;
+};
+
+// Lists of sums of a matrix (centering.cuh).
+constexpr int64_t kSummed = 4;
+
+// What is shared out: the sums of A and then its squares in phase rows, those of dA in product.
+enum class Joint : int64_t { sums, squares, gradient };
+constexpr int64_t kJoint = 3;
+
 // All launches of a call share it. What a kernel writes only later ones read, but for `first` and
 // `second`: a row of them may take the place of the pairs it is made from.
 struct Workspace {
   unsigned* arrivals;    // [N + 1] blocks of a matrix that are done, and matrices; 0 again after
                          // every sweep
+  Queue* queues;         // [kJoint, N] 0 before
   double* loss_scale;    // [axes] weight / count, where only the masks tell the count
   MatrixTotals* totals;  // [axes, N]
   RowTotals* rows;       // [N, line_blocks] of the rows, then of the columns
   CenteredTotals* centered;  // [N, row_blocks]
   Alignment* alignments;     // [N]
   State* states;             // [2, N, state_slots] of student and teacher
-  double* row_sums;          // [3, N, Q] of A_s, A_t and dA
-  double* column_sums;       // [3, N, K]
+  double* row_sums;          // [kSummed, N, Q]
+  double* column_sums;       // [kSummed, N, K]
   void* poison;              // T [4, N, 4 item_blocks]: NaN where an item is inf or NaN, else 0
+  double* squares;           // [4, N, 4 item_blocks] sums of |x|^2, of the same eight items
   void* inverse_lengths;     // T [2, N, max(Q, K)]: 1 / |x| of the student's queries and keys
   void* student;             // T [axes, panel]: g, or the squared distance, of every pair; with two
                              // axes the second is the transpose [N, K, Q] of the first
   void* teacher;             // T [axes, panel]
   void* first;               // T [panel]: W1 of V = a (W1 + W1') + b (W2 + W2')
   void* second;              // T [panel]: W2, what flows back through a statistic of the matrix
+  void* slopes;              // T [panel]: d A / d g, where `first` is dA before it is centered
 };
 
 // The pairs that the workspace holds: rows [row_begin, row_begin + rows) of some matrices.
@@ -141,9 +159,8 @@ struct Panel {
 struct Task {
   Panel panel;
   bool resets;         // gram: the first launch of a call
-  bool writes_losses;  // rows: losses and corrections
+  bool writes_losses;  // rows: losses and corrections; the last block also the call's scalars
   bool writes_pairs;   // rows: W1 and W2
-  bool finishes;       // rows, center: the last block of the sweep writes the call's scalars
   bool of_gradient;    // means: of dA, not of A_s and A_t
   bool keys;           // product: the gradient of the keys, from W'; else of the queries, from W
   bool also_keys;      // product: of the queries, and by more blocks of the keys
@@ -198,107 +215,6 @@ struct Params {
 
 AFFKD_BOTH constexpr int64_t divide_up(int64_t n, int64_t by) {
   return (n + by - 1) / by;
-}
-
-AFFKD_BOTH constexpr bool is_distance(PairFunction pair) {
-  return pair == PairFunction::squared_distance || pair == PairFunction::distance ||
-         pair == PairFunction::gaussian;
-}
-
-AFFKD_BOTH constexpr bool is_maximum(Normalization kind) {
-  return kind == Normalization::max || kind == Normalization::max_detached;
-}
-
-AFFKD_BOTH constexpr bool is_mean(Normalization kind) {
-  return kind == Normalization::mean_positive || kind == Normalization::mean_all ||
-         kind == Normalization::mean_offdiag;
-}
-
-// one statistic for the whole matrix
-AFFKD_BOTH constexpr bool is_global(Normalization kind) {
-  return kind == Normalization::frobenius || kind == Normalization::frobenius_centered ||
-         is_mean(kind) || is_maximum(kind);
-}
-
-AFFKD_BOTH constexpr bool is_centered(const Params& p) {
-  return p.settings.normalization == Normalization::frobenius_centered;
-}
-
-// the gradient has a part that follows from the statistic of the whole matrix
-AFFKD_BOTH constexpr bool has_second(const Params& p) {
-  return is_global(p.settings.normalization) &&
-         p.settings.normalization != Normalization::max_detached;
-}
-
-AFFKD_BOTH constexpr bool wants_gradient(const Params& p) {
-  return p.query_gradient != nullptr || p.key_gradient != nullptr || p.scale_gradient != nullptr;
-}
-
-AFFKD_BOTH constexpr bool is_half(const FeatureView& features) {
-  return features.storage == Storage::bfloat16 || features.storage == Storage::float16;
-}
-
-// The tiles of phase gram multiply the features as they are, in half precision: tf32 has all their
-// digits.
-AFFKD_BOTH constexpr bool has_exact_tf32(const Params& p) {
-  const bool moved = is_centered(p) || (is_distance(p.settings.pair) && !p.settings.unit);
-  return !moved && is_half(p.student) && is_half(p.teacher) && is_half(p.student_keys) &&
-         is_half(p.teacher_keys);
-}
-
-// One product serves both sides, and only one tile of every mirrored couple is computed: where a
-// panel is whole matrices of a self-affinity.
-AFFKD_BOTH constexpr bool is_mirrored(const Params& p) {
-  return p.self && p.largest.rows == p.queries;
-}
-
-AFFKD_BOTH constexpr bool is_masked(const Params& p) {
-  return p.mask.data != nullptr || p.key_mask.data != nullptr || p.pair_mask.data != nullptr;
-}
-
-// The states come out of the tiles, unless a centered matrix is not known there or the tiles of a
-// matrix are computed more than once.
-AFFKD_BOTH constexpr bool gram_has_states(const Params& p) {
-  return is_global(p.settings.normalization) && !is_centered(p) && p.largest.rows == p.queries;
-}
-
-// mse makes dA a combination of two centered matrices already
-AFFKD_BOTH constexpr bool centers_gradient(const Params& p) {
-  return is_centered(p) && (p.settings.loss != Loss::mse || p.row_weight.data != nullptr);
-}
-
-// Linear kernel alignment, the everyday centered loss: sums over uncentered rows give it, and three
-// launches are enough. They cancel, which sums of double survive for numbers of float, and those
-// of features without their common offset.
-AFFKD_BOTH constexpr bool is_closed(const Params& p) {
-  return is_centered(p) && !centers_gradient(p) && is_mirrored(p) && !p.wide &&
-         p.settings.pair == PairFunction::linear && !p.settings.unit && !p.settings.clamped &&
-         p.settings.diagonal == Diagonal::keep && p.row_losses == nullptr &&
-         p.scale_gradient == nullptr;
-}
-
-AFFKD_BOTH constexpr int64_t gram_tiles(const Params& p, const Panel& panel) {
-  const int64_t rows = divide_up(panel.rows, kTile), columns = divide_up(p.keys, kTile);
-  return is_mirrored(p) ? rows * (rows + 1) / 2 : rows * columns;
-}
-
-// Blocks that share the tiles of one side of a matrix out among them.
-AFFKD_BOTH constexpr int64_t gram_blocks(const Params& p, const Panel& panel) {
-  return gram_has_states(p) ? p.state_slots : gram_tiles(p, panel);
-}
-
-// Blocks of phase rows for each matrix of a panel.
-AFFKD_BOTH constexpr int64_t line_blocks(const Params& p) {
-  return divide_up(p.task.panel.rows, kWarps) + (p.columns ? divide_up(p.keys, kWarps) : 0);
-}
-
-// Blocks of phase product, for either gradient of a panel.
-AFFKD_BOTH constexpr int64_t query_blocks(const Params& p) {
-  return p.task.panel.matrices * divide_up(p.task.panel.rows, kTile) *
-         divide_up(p.student.dim, kSlice);
-}
-AFFKD_BOTH constexpr int64_t key_blocks(const Params& p) {
-  return p.task.panel.matrices * divide_up(p.keys, kTile) * divide_up(p.student.dim, kSlice);
 }
 
 // The launches; all have blocks of kThreads threads. `schedule.cuh` puts them in order.

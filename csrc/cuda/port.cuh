@@ -65,6 +65,24 @@ AFFKD_DEVICE unsigned arrive(unsigned* counter) {
   return before;
 }
 
+// Counts up for all blocks alike, and returns what the counter was; orders nothing.
+AFFKD_DEVICE unsigned take(unsigned* counter) {
+  return atomicAdd(counter, 1u);
+}
+
+// Waits until `count` blocks have arrived, and sees what they have written.
+AFFKD_DEVICE void wait_for(const unsigned* counter, unsigned count) {
+  unsigned arrived = 0;
+  for (;;) {
+    asm volatile("ld.relaxed.gpu.u32 %0, [%1];" : "=r"(arrived) : "l"(counter) : "memory");
+    if (arrived >= count) {
+      break;
+    }
+    __nanosleep(32);
+  }
+  __threadfence();
+}
+
 }  // namespace affkd::cuda
 
 #else

@@ -6,6 +6,8 @@
 
 #include "gradient_pairs.cuh"
 #include "multiply.cuh"
+#include "queue.cuh"
+#include "sums.cuh"
 
 namespace affkd::cuda {
 
@@ -22,10 +24,12 @@ class ProductTile {
       } tile;
       T partial[SliceProduct<T, P>::kGroups * kEdge * (kWidth + 1)];
       typename GradientPairs<T>::Scratch scratch;
+      typename SumsBlock<T>::Shared sums;
     };
     typename GradientPairs<T>::Means means;
     T origin[kWidth];
     T own_sums[kEdge];
+    unsigned unit;
   };
   static_assert(sizeof(Shared::scratch) <= sizeof(Shared::tile.v),
                 "of the tile, x is written while others may still read the scratch");
@@ -45,6 +49,9 @@ class ProductTile {
         pairs_(p, matrix_, keys_, shared.means) {}
 
   AFFKD_DEVICE void run() {
+    if (centers_gradient_on_the_way(p_) && has_own_columns(p_, true)) {
+      sum_columns();
+    }
     // what takes part in nothing shows nowhere, even if it is NaN
     const bool any = pairs_.prepare(shared_.scratch, shared_.means);
     if (any) {
@@ -64,6 +71,14 @@ class ProductTile {
   AFFKD_DEVICE int64_t unit() const { return block_ / slices(); }
   AFFKD_DEVICE int64_t end_of_panel() const { return p_.task.panel.row_begin + p_.task.panel.rows; }
 
+  // of dA, by all blocks of the matrix together; those of its rows are known
+  AFFKD_DEVICE void sum_columns() {
+    share_out(queue_of(p_, Joint::gradient, matrix_), divide_up(p_.keys, kColumns), &shared_.unit,
+              [&](int64_t part) {
+                SumsBlock<T>(p_, true, shared_.sums).sum_columns(matrix_, part);
+              });
+  }
+
   // A common offset of the features is no matter where the rows of V sum to 0 or s_i makes up for
   // it.
   AFFKD_DEVICE bool has_origin() const {
@@ -77,7 +92,7 @@ class ProductTile {
     return item < end_ && is_valid(keys_ ? p_.key_mask : p_.mask, matrix_, item);
   }
 
-  // Any common point will do: here the mean of the block's own items.
+  // Any common point will do: here a mean of the block's own items.
   AFFKD_DEVICE void prepare_origin() {
     if (!has_origin()) {
       return;
@@ -89,11 +104,16 @@ class ProductTile {
     store_run(shared_.tile.x + row * kSlicePitch<T> + run * kRun, loaded);
     const int count = __syncthreads_count(item.present) / 8;
     if (threadIdx.x < kWidth) {
-      T sum = 0;
+      T sum = 0, low = static_cast<T>(INFINITY), high = -low;
       for (int i = 0; i < kEdge; ++i) {
-        sum += shared_.tile.x[i * kSlicePitch<T> + static_cast<int>(threadIdx.x)];
+        const T x = shared_.tile.x[i * kSlicePitch<T> + static_cast<int>(threadIdx.x)];
+        if (is_present(item_ + i)) {
+          sum += x;
+          low = x < low ? x : low;
+          high = x > high ? x : high;
+        }
       }
-      shared_.origin[threadIdx.x] = count > 0 ? sum / static_cast<T>(count) : T{0};
+      shared_.origin[threadIdx.x] = inner_mean(sum, low, high, count);
     }
     __syncthreads();
   }

@@ -8,7 +8,9 @@
 
 namespace affkd::cuda {
 
-template <typename T>
+// What is centered is a kernel of its own: it knows its normalization, and the other does not keep
+// registers for means.
+template <typename T, bool kCentered>
 class RowBlock {
  public:
   struct Shared {
@@ -16,14 +18,15 @@ class RowBlock {
     State states[kWarps];
     double sums[kWarps];
     RowTotals totals[kWarps];
+    typename Sides<T, kCentered>::Means means;
   };
 
   AFFKD_DEVICE RowBlock(const Params& p, Shared& shared)
       : p_(p),
         shared_(shared),
         task_(find_row(p)),
-        sides_(p, task_),
-        stage_(p.settings),
+        sides_(p, task_, shared.means),
+        stage_(p.settings, normalization()),
         weight_(task_.present ? row_weight(p, task_.matrix, task_.row) : 0) {}
 
   AFFKD_DEVICE void run() {
@@ -37,12 +40,17 @@ class RowBlock {
       if (losses || pairs) {
         sweep(losses, round == 1 && p_.task.writes_pairs, round == 1 && scales);
       }
-      correction_ = known ? correction_ : warp_sum(static_cast<double>(sums_.correction));
+      correction_ = known ? correction_
+                          : static_cast<T>(warp_sum(static_cast<double>(sums_.correction)));
+    }
+    if (leaves_gradient()) {
+      write_gradient_sum();
     }
     if (p_.task.writes_losses) {
-      write_totals();
+      // not before the sweep, as it would take registers all along
+      write_totals(panel_poison<T>(p_, task_.matrix, shared_.sums));
     }
-    if (p_.task.finishes && is_last_of_matrix(p_, task_.matrix, shared_.finish)) {
+    if (p_.task.writes_losses && is_last_of_matrix(p_, task_.matrix, shared_.finish)) {
       const double poison = late_poison<T>(p_, task_.matrix, shared_.sums);
       finish_matrix<T>(p_, task_.matrix, poison, shared_.finish);
     }
@@ -55,19 +63,30 @@ class RowBlock {
     T scale_first = 0;
     T scale_second = 0;
     int64_t pairs = 0;
+    double gradient = 0;
   };
+
+  AFFKD_DEVICE Normalization normalization() const {
+    return kCentered ? Normalization::frobenius_centered : p_.settings.normalization;
+  }
+  AFFKD_DEVICE bool has_second() const { return kCentered || cuda::has_second(p_); }
+
+  // dA as it is, which phase product centers
+  AFFKD_DEVICE bool leaves_gradient() const {
+    return kCentered && p_.task.writes_pairs && centers_gradient_on_the_way(p_);
+  }
 
   AFFKD_DEVICE void prepare() {
     sides_.find_means(shared_.sums);
-    scalings_ = matrix_scalings<T>(p_, task_.matrix, shared_.states, shared_.sums);
-    poison_ = panel_poison<T>(p_, task_.matrix, shared_.sums);
-    find_row_scalings(p_.settings, sides_, scalings_);
+    scalings_ =
+        matrix_scalings<T>(p_, normalization(), task_.matrix, shared_.states, shared_.sums);
+    find_row_scalings(p_.settings, normalization(), sides_, scalings_);
   }
 
   // c needs no sweep of its own: it is 0, or -sum t = -1, or that of the whole matrix, which W2
   // leaves to phase product
   AFFKD_DEVICE bool correction_is_known() {
-    const Normalization kind = p_.settings.normalization;
+    const Normalization kind = normalization();
     if (kind == Normalization::softmax) {
       correction_ = -1;
       return p_.settings.loss == Loss::kl_forward || p_.settings.loss == Loss::cross_entropy;
@@ -80,7 +99,7 @@ class RowBlock {
       if (part) {
         visit(j, losses, writes, scales);
       } else if (writes) {
-        write(j, T{0}, T{0});
+        write(j, T{0}, T{0}, T{0});
       }
     });
     zero_absent_row(writes);
@@ -90,8 +109,8 @@ class RowBlock {
     const PairRow<T>& row = sides_.row();
     const T held = row.held(true, j);
     const PairTerms<T> terms = sides_.student_terms(j);
-    const T student = sides_.centered(terms.affinity, true, j);
-    const T teacher = sides_.centered(sides_.affinity(false, j), false, j);
+    const T student = sides_.centered(terms.affinity, Summed::student, j);
+    const T teacher = sides_.centered(sides_.affinity(false, j), Summed::teacher, j);
     const Scaling<T>& s = scalings_.student;
     const PairLoss<T> pair = stage_.loss(student, teacher, s, scalings_.teacher);
     if (losses) {
@@ -104,22 +123,32 @@ class RowBlock {
     }
     const T weight = static_cast<T>(weight_);
     const T through = stage_.statistic_slope(student, s, scalings_.maximum, row.own(j));
-    const T correction = has_second(p_) ? T{0} : static_cast<T>(correction_);
+    const T correction = has_second() ? T{0} : correction_;
     // of a saturated softmax the two nearly cancel
     const T first = weight * ((pair.slope - correction * through) * s.multiplier);
     const T second = through * s.multiplier * scalings_.slope_scale;
-    if (scales && terms.flows) {
-      sums_.scale_first += first * held;
-      sums_.scale_second += second * held;
+    if (scales) {
+      const T by_scale = terms.by_scale(held);
+      const bool centers = kCentered && centers_scale(p_);
+      sums_.scale_first +=
+          first * (centers ? sides_.centered(by_scale, Summed::by_scale, j) : by_scale);
+      sums_.scale_second += second * by_scale;
     }
     if (writes) {
-      write(j, centers_gradient(p_) ? first : first * terms.slope, second * terms.slope);
+      if (kCentered) {
+        sums_.gradient += first;
+      }
+      const bool centered_later = kCentered && centers_gradient(p_);
+      write(j, centered_later ? first : first * terms.slope, second * terms.slope, terms.slope);
     }
   }
 
-  AFFKD_DEVICE void write(int64_t j, T first, T second) const {
+  AFFKD_DEVICE void write(int64_t j, T first, T second, T slope) const {
     sides_.row().first(j) = first;
-    if (has_second(p_)) {
+    if (leaves_gradient()) {
+      sides_.row().slope(j) = slope;
+    }
+    if (has_second()) {
       sides_.row().second(j) = second;
     }
   }
@@ -127,25 +156,32 @@ class RowBlock {
   // A row of an invalid item still is a column's neighbor.
   AFFKD_DEVICE void zero_absent_row(bool writes) const {
     if (writes && task_.exists && !task_.present) {
-      sides_.row().each_entry([&](int64_t j) { write(j, T{0}, T{0}); });
+      sides_.row().each_entry([&](int64_t j) { write(j, T{0}, T{0}, T{0}); });
     }
   }
 
-  AFFKD_DEVICE RowTotals row_totals() const {
+  AFFKD_DEVICE void write_gradient_sum() const {
+    const double sum = warp_sum(sums_.gradient);
+    if (lane_index() == 0 && task_.exists) {
+      row_sums_of(p_, Summed::gradient, task_.matrix)[task_.row] = sum;
+    }
+  }
+
+  AFFKD_DEVICE RowTotals row_totals(double poison) const {
     RowTotals totals{};
     totals.pairs = warp_sum(sums_.pairs);
     totals.rows = totals.pairs > 0 ? 1 : 0;
-    const double loss = warp_sum(static_cast<double>(sums_.loss)) + poison_;
+    const double loss = warp_sum(static_cast<double>(sums_.loss)) + poison;
     const double correction = warp_sum(static_cast<double>(sums_.correction));
     totals.loss = totals.pairs > 0 ? weight_ * loss : 0;
-    totals.correction = has_second(p_) && totals.pairs > 0 ? weight_ * correction : 0;
+    totals.correction = has_second() && totals.pairs > 0 ? weight_ * correction : 0;
     totals.scale_first = warp_sum(static_cast<double>(sums_.scale_first));
     totals.scale_second = warp_sum(static_cast<double>(sums_.scale_second));
     return totals;
   }
 
-  AFFKD_DEVICE void write_totals() {
-    const RowTotals totals = row_totals();
+  AFFKD_DEVICE void write_totals(double poison) {
+    const RowTotals totals = row_totals(poison);
     if (lane_index() == 0) {
       shared_.totals[warp_index()] = totals;
       if (p_.row_losses != nullptr && task_.row < p_.task.panel.row_begin + p_.task.panel.rows) {
@@ -166,12 +202,11 @@ class RowBlock {
   const Params& p_;
   Shared& shared_;
   const RowTask task_;
-  RowSides<T> sides_;
+  Sides<T, kCentered> sides_;
   const LossStage<T> stage_;
   const double weight_;
   RowScalings<T> scalings_{};
-  double poison_ = 0;
-  double correction_ = 0;  // c, without the row's weight
+  T correction_ = 0;  // c, without the row's weight
   Sums sums_;
 };
 

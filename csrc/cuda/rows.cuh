@@ -17,16 +17,24 @@ struct RowTask {
   bool present;  // it exists and is valid
 };
 
-AFFKD_DEVICE RowTask find_row(const Params& p) {
+// The rows of a matrix that are a block of the panel's.
+AFFKD_DEVICE RowTask find_row(const Params& p, int64_t matrix, int64_t block_of_panel) {
   const Panel& panel = p.task.panel;
-  const int64_t blocks = line_blocks(p), unit = blockIdx.x;
-  const int64_t matrix = panel.matrix_begin + unit / blocks;
-  const int64_t block = panel.row_begin / kWarps + unit % blocks;
+  const int64_t block = panel.row_begin / kWarps + block_of_panel;
   const bool column = p.columns && block >= p.row_blocks;
   const int64_t row = (column ? block - p.row_blocks : block) * kWarps + warp_index();
   const bool exists = row < (column ? p.keys : panel.row_begin + panel.rows);
   const MaskView& mask = column ? p.key_mask : p.mask;
   return {matrix, block, row, column, exists, exists && is_valid(mask, matrix, row)};
+}
+
+// whose rows this block's are
+AFFKD_DEVICE int64_t find_matrix(const Params& p) {
+  return p.task.panel.matrix_begin + blockIdx.x / line_blocks(p);
+}
+
+AFFKD_DEVICE RowTask find_row(const Params& p) {
+  return find_row(p, find_matrix(p), blockIdx.x % line_blocks(p));
 }
 
 AFFKD_DEVICE RowTotals join_totals(RowTotals a, RowTotals b) {
@@ -58,11 +66,13 @@ class PairRow {
                : task.column ? transposed_index(p, task.matrix, 0, task.row)
                              : pair_index(p, task.matrix, task.row, 0)) {}
 
+  AFFKD_DEVICE int64_t index(int64_t j) const { return begin_ + j; }
   AFFKD_DEVICE T held(bool student, int64_t j) const {
     return static_cast<const T*>(student ? p_.work.student : p_.work.teacher)[begin_ + j];
   }
   AFFKD_DEVICE T& first(int64_t j) const { return static_cast<T*>(p_.work.first)[begin_ + j]; }
   AFFKD_DEVICE T& second(int64_t j) const { return static_cast<T*>(p_.work.second)[begin_ + j]; }
+  AFFKD_DEVICE T& slope(int64_t j) const { return static_cast<T*>(p_.work.slopes)[begin_ + j]; }
   AFFKD_DEVICE bool own(int64_t j) const {
     return task_.column ? is_own(p_, j, task_.row) : is_own(p_, task_.row, j);
   }

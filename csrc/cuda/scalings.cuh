@@ -16,10 +16,9 @@ struct RowScalings {
 };
 
 template <typename T>
-AFFKD_DEVICE Scaling<T> matrix_scaling(const Params& p, bool student, int64_t n, const State& state,
-                                       double* scratch) {
+AFFKD_DEVICE Scaling<T> matrix_scaling(const Params& p, Normalization kind, bool student, int64_t n,
+                                       const State& state, double* scratch) {
   const double eps = p.settings.statistic_eps;
-  const Normalization kind = p.settings.normalization;
   if (!is_maximum(kind)) {
     return scaling_of<T>(statistic_of<T>(kind, state).value, eps);
   }
@@ -33,17 +32,22 @@ AFFKD_DEVICE Scaling<T> matrix_scaling(const Params& p, bool student, int64_t n,
 
 // What all rows of a matrix share, by all threads of a block.
 template <typename T>
-AFFKD_DEVICE RowScalings<T> matrix_scalings(const Params& p, int64_t n, State* scratch,
-                                            double* sums) {
-  const Normalization kind = p.settings.normalization;
+AFFKD_DEVICE RowScalings<T> matrix_scalings(const Params& p, Normalization kind, int64_t n,
+                                            State* scratch, double* sums) {
   if (!is_global(kind)) {
     return {scaling_of<T>(1, 0), scaling_of<T>(1, 0), T{1}, T{0}};
   }
-  const State student = block_state(p, true, n, scratch);
+  State student = block_state(p, kind, true, n, scratch);
   __syncthreads();
-  const State teacher = block_state(p, false, n, scratch);
+  State teacher = block_state(p, kind, false, n, scratch);
+  if (kind == Normalization::frobenius_centered && sizeof(T) == sizeof(float) &&
+      has_centered_origin(p)) {
+    student.second = square(largest_norm(p, true, n, sums));
+    teacher.second = square(largest_norm(p, false, n, sums));
+  }
   return {
-      matrix_scaling<T>(p, true, n, student, sums), matrix_scaling<T>(p, false, n, teacher, sums),
+      matrix_scaling<T>(p, kind, true, n, student, sums),
+      matrix_scaling<T>(p, kind, false, n, teacher, sums),
       static_cast<T>(statistic_of<T>(kind, student).slope_scale), static_cast<T>(student.first)};
 }
 
@@ -79,9 +83,8 @@ AFFKD_DEVICE Scaling<T> softmax_scaling(double tau, const RowSides<T>& sides, bo
 
 // The row's own, by its warp.
 template <typename T>
-AFFKD_DEVICE void find_row_scalings(const Settings& settings, const RowSides<T>& sides,
-                                    RowScalings<T>& scalings) {
-  const Normalization kind = settings.normalization;
+AFFKD_DEVICE void find_row_scalings(const Settings& settings, Normalization kind,
+                                    const RowSides<T>& sides, RowScalings<T>& scalings) {
   if (is_global(kind) || kind == Normalization::none) {
     return;
   }

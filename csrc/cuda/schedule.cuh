@@ -1,12 +1,13 @@
 // Which launches make a call, and over which panels.
 //
-//   gram -> rows -> product              every triple whose matrix fits the workspace, but centered
-//   gram -> means -> product             linear kernel alignment (`is_closed`)
-//   gram -> means -> statistics -> rows -> [means -> center ->] product     centered otherwise
+//   gram -> rows -> product              every triple whose matrices fit the workspace
+//   gram -> means -> product             but linear kernel alignment (`is_closed`)
 //
 // A loss alone needs no product. Where a matrix does not fit, it is worked on in panels of rows: a
 // statistic or a correction of the whole matrix then takes a sweep over the panels of its own, in
-// which the pairs are computed again, and keys that want a gradient take a product of their own.
+// which the pairs are computed again, and keys that want a gradient take a product of their own:
+//   gram -> means, gram -> statistics, gram -> rows, gram -> rows -> means,
+//   gram -> rows -> center -> product    what is centered, each over all panels
 #pragma once
 
 #include "layout.cuh"
@@ -20,8 +21,7 @@ inline int64_t block_count(Phase phase, const Params& p) {
     case Phase::gram:
       return 2 * panel.matrices * gram_blocks(p, panel);
     case Phase::means:
-      return row_blocks +
-             (p.self && !p.task.of_gradient ? 0 : panel.matrices * divide_up(p.keys, int64_t{32}));
+      return panel.matrices * sums_blocks(p);
     case Phase::rows:
       return panel.matrices * line_blocks(p);
     case Phase::product:
@@ -72,22 +72,22 @@ class Schedule {
         products();
       });
     }
-    if (is_centered(p_)) {
+    if (is_centered(p_) && !whole()) {
       sweep([this] { emit(Phase::means); });
     }
-    if (is_global(p_.settings.normalization) && !gram_has_states(p_)) {
+    if (is_global(p_.settings.normalization) && !whole()) {
       sweep([this] { emit(Phase::statistics); });
     }
     const bool gradient = wants_gradient(p_);
     const bool losses_first = !gradient || (!whole() && has_second(p_));
     if (losses_first) {
-      sweep([&] { rows(true, false, !gradient || !centers_gradient(p_)); });
+      sweep([this] { rows(true, false); });
     }
-    if (gradient && centers_gradient(p_)) {
+    if (gradient && centers_gradient(p_) && !whole()) {
       centered_gradients();
     } else if (gradient) {
       sweep([&] {
-        rows(!losses_first, true, !losses_first);
+        rows(!losses_first, true);
         products();
       });
     }
@@ -95,35 +95,22 @@ class Schedule {
 
   void centered_gradients() {
     sweep([this] {
-      rows(whole(), true, false);
+      rows(false, true);
       p_.task.of_gradient = true;
       emit(Phase::means);
       p_.task.of_gradient = false;
-      if (whole()) {
-        center();
-      }
     });
-    if (!whole()) {
-      sweep([this] {
-        rows(false, true, false);
-        center();
-      });
-    }
+    sweep([this] {
+      rows(false, true);
+      emit(Phase::center);
+      products();
+    });
   }
 
-  void center() {
-    p_.task.finishes = true;
-    emit(Phase::center);
-    p_.task.finishes = false;
-    products();
-  }
-
-  void rows(bool losses, bool pairs, bool finishes) {
+  void rows(bool losses, bool pairs) {
     p_.task.writes_losses = losses;
     p_.task.writes_pairs = pairs;
-    p_.task.finishes = finishes;
     emit(Phase::rows);
-    p_.task.finishes = false;
     overwritten_ = overwritten_ || pairs;
   }
 

@@ -1,30 +1,28 @@
-// One row of A_s and A_t as phases statistics and rows see it: centered, where the normalization
-// is.
+// One row of A_s and A_t as phases statistics and rows see it: as it is, or centered.
 #pragma once
+
+#include <type_traits>
 
 #include "centering.cuh"
 #include "rows.cuh"
 
 namespace affkd::cuda {
 
+// as it is
 template <typename T>
 class RowSides {
  public:
+  struct Means {};
+
   AFFKD_DEVICE RowSides(const Params& p, const RowTask& task)
-      : p_(p),
-        task_(task),
-        row_(p, task),
+      : row_(p, task),
         pairs_(p),
         student_scale_(scale_of<T>(p, true)),
         teacher_scale_(scale_of<T>(p, false)) {}
+  AFFKD_DEVICE RowSides(const Params& p, const RowTask& task, Means&) : RowSides(p, task) {}
 
-  // by all threads of a block
-  AFFKD_DEVICE void find_means(double* scratch) {
-    if (is_centered(p_)) {
-      student_means_.find(p_, Summed::student, task_.matrix, scratch);
-      teacher_means_.find(p_, Summed::teacher, task_.matrix, scratch);
-    }
-  }
+  AFFKD_DEVICE void find_means(double*) {}
+  AFFKD_DEVICE T centered(T a, Summed, int64_t) const { return a; }
 
   AFFKD_DEVICE const PairRow<T>& row() const { return row_; }
 
@@ -38,23 +36,49 @@ class RowSides {
     return pairs_.affinity(row_.held(student, j), scale, row_.own(j));
   }
 
-  AFFKD_DEVICE T centered(T a, bool student, int64_t j) const {
-    if (!is_centered(p_)) {
-      return a;
+ private:
+  const PairRow<T> row_;
+  const PairStage<T> pairs_;
+  const T student_scale_;
+  const T teacher_scale_;
+};
+
+template <typename T>
+class CenteredSides : public RowSides<T> {
+ public:
+  // in shared memory, as there are more of them than registers
+  struct Means {
+    Centering<T> of[3];  // as Summed lists them
+  };
+
+  AFFKD_DEVICE CenteredSides(const Params& p, const RowTask& task, Means& means)
+      : RowSides<T>(p, task), p_(p), task_(task), means_(means) {}
+
+  // By all threads of a block. Others than the first see the last means after the next barrier, of
+  // which there is one before anything but the student's are asked for.
+  AFFKD_DEVICE void find_means(double* scratch) {
+    // one after the other, so that there is one copy of the code
+#pragma unroll 1
+    for (int list = 0; list < (centers_scale(p_) ? 3 : 2); ++list) {
+      Centering<T> means;
+      means.find(p_, static_cast<Summed>(list), task_.matrix, scratch);
+      if (threadIdx.x == 0) {
+        means_.of[list] = means;
+      }
     }
-    return student ? student_means_.centered(a, task_.row, j)
-                   : teacher_means_.centered(a, task_.row, j);
+  }
+
+  AFFKD_DEVICE T centered(T a, Summed what, int64_t j) const {
+    return means_.of[static_cast<int>(what)].centered(a, task_.row, j);
   }
 
  private:
   const Params& p_;
   const RowTask task_;  // not references: to a neighbor, one would keep both out of registers
-  const PairRow<T> row_;
-  const PairStage<T> pairs_;
-  const T student_scale_;
-  const T teacher_scale_;
-  Centering<T> student_means_;
-  Centering<T> teacher_means_;
+  Means& means_;
 };
+
+template <typename T, bool kCentered>
+using Sides = std::conditional_t<kCentered, CenteredSides<T>, RowSides<T>>;
 
 }  // namespace affkd::cuda

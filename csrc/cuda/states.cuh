@@ -9,6 +9,10 @@ namespace affkd::cuda {
 template <typename T>
 constexpr double kEpsilon = sizeof(T) == 4 ? 0x1p-23 : 0x1p-52;
 
+AFFKD_DEVICE double square(double x) {
+  return x * x;
+}
+
 AFFKD_DEVICE State empty_state(Normalization kind) {
   return {is_maximum(kind) ? -static_cast<double>(INFINITY) : 0.0, 0.0, 0};
 }
@@ -77,8 +81,8 @@ AFFKD_DEVICE State* states_of(const Params& p, bool student, int64_t n) {
 }
 
 // The joint state of all slots, by all threads of a block.
-AFFKD_DEVICE State block_state(const Params& p, bool student, int64_t n, State* scratch) {
-  const Normalization kind = p.settings.normalization;
+AFFKD_DEVICE State block_state(const Params& p, Normalization kind, bool student, int64_t n,
+                               State* scratch) {
   const State* slots = states_of(p, student, n);
   State state = empty_state(kind);
   for (int64_t slot = threadIdx.x; slot < p.state_slots; slot += kThreads) {

@@ -6,16 +6,17 @@
 
 namespace affkd::cuda {
 
-template <typename T>
+template <typename T, bool kCentered>
 class StatisticsBlock {
  public:
   struct Shared {
     State states[kWarps];
     double sums[kWarps];
+    typename Sides<T, kCentered>::Means means;
   };
 
-  AFFKD_DEVICE StatisticsBlock(const Params& p, Shared& shared)
-      : p_(p), shared_(shared), task_(find_row(p)), sides_(p, task_) {}
+  AFFKD_DEVICE StatisticsBlock(const Params& p, const RowTask& task, Shared& shared)
+      : p_(p), shared_(shared), task_(task), sides_(p, task_, shared.means) {}
 
   AFFKD_DEVICE void run() {
     sides_.find_means(shared_.sums);
@@ -31,8 +32,9 @@ class StatisticsBlock {
  private:
   AFFKD_DEVICE void add_entry(bool student, int64_t j, State& state) const {
     const T before = sides_.affinity(student, j);
-    if (is_centered(p_)) {
-      const double after = sides_.centered(before, student, j), a = before;
+    if (kCentered) {
+      const Summed side = student ? Summed::student : Summed::teacher;
+      const double after = sides_.centered(before, side, j), a = before;
       state = {state.first + after * after, state.second + a * a, 0};
     } else {
       const int64_t place = task_.row * p_.keys + j;
@@ -53,7 +55,23 @@ class StatisticsBlock {
   const Params& p_;
   Shared& shared_;
   const RowTask task_;
-  RowSides<T> sides_;
+  Sides<T, kCentered> sides_;
 };
+
+// Phase statistics of a panel.
+template <typename T>
+union StatisticsShared {
+  typename StatisticsBlock<T, false>::Shared plain;
+  typename StatisticsBlock<T, true>::Shared centered;
+};
+
+template <typename T>
+AFFKD_DEVICE void run_statistics(const Params& p, StatisticsShared<T>& shared) {
+  if (is_centered(p)) {
+    StatisticsBlock<T, true>(p, find_row(p), shared.centered).run();
+  } else {
+    StatisticsBlock<T, false>(p, find_row(p), shared.plain).run();
+  }
+}
 
 }  // namespace affkd::cuda

@@ -45,14 +45,14 @@ class TileItems {
   AFFKD_DEVICE const T* take(int64_t chunk) {
     wait_for_copies<kStages - 2>();
     const T* rows = shared_.chunks + chunk % kStages * kChunk;
-    if (origin_.is_closed_form()) {
+    if (origin_.is_centered()) {
       // the lengths that centering takes away
       add_squares(chunk);
     }
     const T shift = origin_.subtract(chunk, rows, own_run(chunk), run_);
     if (origin_.drops_constants()) {
       norm_ += shift;
-    } else if (!origin_.is_closed_form()) {
+    } else if (!origin_.is_centered()) {
       add_squares(chunk);
     }
     __syncthreads();
@@ -86,9 +86,6 @@ class TileItems {
     }
     if (tells_of_items()) {
       write_item(norm, poison);
-    }
-    if (origin_.is_closed_form() && task_.row == task_.column && row_ < kEdge) {
-      write_squares(norm);
     }
     __syncthreads();
   }
@@ -161,20 +158,16 @@ class TileItems {
     }
     // eight items a warp, each four times
     poison = warp_sum(poison);
+    const double square =
+        origin_.is_centered() ? warp_sum(static_cast<double>(item_.present ? norm : T{0})) / 4 : 0;
     if (lane_index() == 0) {
       const int64_t kind = (task_.student ? 0 : 2) + (query ? 0 : 1);
       const int64_t list = kind * p_.matrices + task_.matrix;
       const int64_t at = list * p_.item_blocks * 4 + first / kEdge * 4 + warp_index() % 4;
       static_cast<T*>(p_.work.poison)[at] = poison;
-    }
-  }
-
-  // sum |x|^2 of eight items, those of a block of rows
-  AFFKD_DEVICE void write_squares(T norm) const {
-    const double sum = warp_sum(item_.present ? static_cast<double>(norm) : 0) / 4;
-    const int64_t slot = task_.row / kWarps + warp_index();
-    if (lane_index() == 0 && slot < p_.state_slots) {
-      states_of(p_, task_.student, task_.matrix)[slot] = {0, sum, 0};
+      if (origin_.is_centered()) {
+        p_.work.squares[at] = square;
+      }
     }
   }
 

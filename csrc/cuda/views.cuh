@@ -1,7 +1,7 @@
 // Reading the arguments of a call: features, masks and weights of any strides and dtypes.
 #pragma once
 
-#include "params.cuh"
+#include "choices.cuh"
 #include "port.cuh"
 
 namespace affkd::cuda {

@@ -13,6 +13,10 @@ int64_t params_size() {
   return sizeof(Params);
 }
 
+void limit_workers(int64_t workers) {
+  host::workers = static_cast<unsigned>(workers);
+}
+
 int64_t prepare(Params* params, int64_t budget) {
   affkd::cuda::complete(*params, budget);
   return affkd::cuda::lay_out(*params, nullptr);

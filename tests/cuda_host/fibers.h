@@ -9,6 +9,7 @@
 #include <setjmp.h>
 #include <ucontext.h>
 
+#include <chrono>
 #include <cstddef>
 #include <cstdint>
 #include <cstdio>
@@ -20,6 +21,7 @@
 #include <set>
 #include <string>
 #include <string_view>
+#include <thread>
 #include <tuple>
 #include <vector>
 
@@ -200,6 +202,21 @@ HOST_UNSEEN inline void wait(Barrier& barrier, const char* what) {
       die_of_divergence(fiber, barrier, what);
     }
     switch_to_next(fiber);
+  }
+}
+
+// Waits for another block, of which this one's other fibers need know nothing. Patience is counted
+// in looks, not in time, in which a process may be stopped.
+constexpr int kPatience = 300'000;
+
+template <typename Ready>
+void spin(Ready ready) {
+  for (int looks = 0; !ready(); ++looks) {
+    if (looks == kPatience) {
+      std::fprintf(stderr, "block %u waits for others in vain\n", self()->block->index.x);
+      std::_Exit(86);
+    }
+    std::this_thread::sleep_for(std::chrono::microseconds(10));
   }
 }
 

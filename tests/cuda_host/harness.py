@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import ctypes
+import functools
 import hashlib
 import os
 import shutil
@@ -25,10 +26,21 @@ from affkd_kernels.kernels.options import static_options
 from affkd_kernels.kernels.result import LossAndGrad, Needs
 from affkd_kernels.spec import LossSpec
 
+from .structures import (
+    FeatureView,
+    MaskView,
+    PairMaskView,
+    Params,
+    ScalarView,
+    Settings,
+    WeightView,
+)
+
 HERE = Path(__file__).resolve().parent
 CSRC = HERE.parent.parent / "csrc"
 COMPILER = shutil.which(os.environ.get("CXX", "g++"))
 PHASES = ("gram", "means", "statistics", "count", "rows", "center", "product")
+WORKERS = 2
 PRECISIONS = ("ieee", "tf32x3", "tf32")
 # what a GPU always has, and only where the sources ask for it
 FUSED = ["-mfma", "-ffp-contract=off"]
@@ -43,55 +55,6 @@ def why_unusable() -> str | None:
     if COMPILER is None:
         return "there is no C++ compiler"
     return None if sys.platform == "linux" else "the fibers are those of Linux"
-
-
-def _structure(name: str, *fields: tuple[str, Any]) -> type[ctypes.Structure]:
-    return type(name, (ctypes.Structure,), {"_fields_": list(fields)})
-
-
-def _same(names: str, kind: Any) -> list[tuple[str, Any]]:
-    return [(name, kind) for name in names.split()]
-
-
-# these repeat csrc/settings.h and csrc/cuda/params.cuh, and `Library` compares their sizes
-Settings = _structure(
-    "Settings",
-    ("pair", _I64), ("unit", _BOOL), ("order", _I64), ("clamped", _BOOL),
-    *_same("normalization loss diagonal algorithm", _I64),
-    *_same("student_scale teacher_scale offset affinity_eps clamp_min statistic_eps", _F64),
-    *_same("student_tau teacher_tau beta log_eps", _F64),
-)  # fmt: skip
-FeatureView = _structure(
-    "FeatureView", ("data", _POINTER), *_same("storage dim matrix item feature", _I64)
-)
-MaskView = _structure("MaskView", ("data", _POINTER), *_same("matrix item", _I64))
-PairMaskView = _structure("PairMaskView", ("data", _POINTER), *_same("matrix query key", _I64))
-WeightView = _structure("WeightView", ("data", _POINTER), *_same("storage matrix item", _I64))
-ScalarView = _structure("ScalarView", ("data", _POINTER), ("storage", _I64))
-Workspace = _structure("Workspace", *_same(" ".join(f"p{i}" for i in range(15)), _POINTER))
-Panel = _structure("Panel", *_same("matrix_begin matrices row_begin rows", _I64))
-Task = _structure("Task", ("panel", Panel), *_same(" ".join(f"b{i}" for i in range(9)), _BOOL))
-Params = _structure(
-    "Params",
-    ("settings", Settings),
-    ("precision", _I64),
-    *_same("wide self has_diagonal columns", _BOOL),
-    *_same("diagonal_offset reduction", _I64),
-    ("weight", _F64),
-    *_same("matrices queries keys", _I64),
-    *_same("student teacher student_keys teacher_keys", FeatureView),
-    *_same("mask key_mask", MaskView),
-    ("pair_mask", PairMaskView),
-    ("row_weight", WeightView),
-    *_same("student_scale teacher_scale", ScalarView),
-    *_same("loss query_gradient key_gradient scale_gradient row_losses", _POINTER),
-    ("counts", _BOOL),
-    *_same("loss_scale column_scale taylor_factor", _F64),
-    *_same("item_blocks row_blocks line_blocks state_slots", _I64),
-    ("largest", Panel),
-    ("work", Workspace),
-    ("task", Task),
-)
 
 
 def has_fused_multiply_add() -> bool:
@@ -150,6 +113,16 @@ def stress(sanitizer: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     )
 
 
+@functools.cache
+def met() -> dict[str, list[str]]:
+    """The cases of stress_calls.h that meet each barrier."""
+    found: dict[str, list[str]] = {}
+    for line in stress("", "reach").stdout.splitlines():
+        site, case = line.split()
+        found.setdefault(Path(site).name, []).append(case)
+    return found
+
+
 class Library:
     """The kernels of one build."""
 
@@ -159,7 +132,12 @@ class Library:
             getattr(self._library, name).restype = _I64
         assert self._library.params_size() == ctypes.sizeof(Params)
         self.launches: list[str] = []
+        self.workspace_bytes = 0  # of the last call
         self.most_slots = 4096
+
+    def limit_workers(self, count: int) -> None:
+        """How many blocks run at a time, WORKERS unless told."""
+        self._library.limit_workers(_I64(count))
 
     def loss_and_grad(
         self,
@@ -250,6 +228,7 @@ class Library:
         size = self._library.prepare(ctypes.byref(params), _I64(budget))
         if not params.wide:
             params.state_slots = min(params.state_slots, self.most_slots)
+        self.workspace_bytes = size
         # not a number it is not told
         workspace = torch.full((size + 256,), 0xFF, dtype=torch.uint8)
         aligned = (workspace.data_ptr() + 255) // 256 * 256

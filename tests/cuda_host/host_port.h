@@ -109,4 +109,13 @@ inline unsigned arrive(unsigned* counter) {
   return __atomic_fetch_add(counter, 1u, __ATOMIC_ACQ_REL);
 }
 
+inline unsigned take(unsigned* counter) {
+  return __atomic_fetch_add(counter, 1u, __ATOMIC_RELAXED);
+}
+
+// Whoever is still to arrive runs on another thread of the operating system.
+inline void wait_for(const unsigned* counter, unsigned count) {
+  host::spin([=] { return __atomic_load_n(counter, __ATOMIC_ACQUIRE) >= count; });
+}
+
 }  // namespace affkd::cuda

@@ -16,7 +16,8 @@
 
 namespace host {
 
-constexpr unsigned kWorkers = 2;
+// how many blocks run at a time
+inline unsigned workers = 2;
 
 inline void enter(unsigned low, unsigned high) {
   auto* fiber = reinterpret_cast<Fiber*>((static_cast<uintptr_t>(high) << 32) | low);
@@ -136,7 +137,7 @@ inline void run_block(const Launch& launch, unsigned index, Home& home) {
 
 // Launches between which nothing is waited for: of a correct program, one.
 inline void run_launches(const std::vector<Launch>& launches) {
-  size_t rooms = kWorkers;
+  size_t rooms = workers;
   for (const Launch& launch : launches) {
     rooms += kHomeOfBlock ? launch.blocks : 0;
   }
@@ -158,12 +159,12 @@ inline void run_launches(const std::vector<Launch>& launches) {
       run_block(*launch, block, *homes[kHomeOfBlock ? ticket : worker]);
     }
   };
-  std::vector<std::thread> workers;
-  for (unsigned worker = 0; worker < kWorkers; ++worker) {
-    workers.emplace_back(work, worker);
+  std::vector<std::thread> threads;
+  for (unsigned worker = 0; worker < workers; ++worker) {
+    threads.emplace_back(work, worker);
   }
-  for (std::thread& worker : workers) {
-    worker.join();
+  for (std::thread& thread : threads) {
+    thread.join();
   }
 #if defined(__SANITIZE_THREAD__)
   for (const Launch& launch : launches) {

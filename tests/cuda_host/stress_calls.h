@@ -188,12 +188,15 @@ inline Result run_case(int number) {
     case 7:
       return run(settings_of(gaussian, Normalization::softmax, kl_reverse),
                  {2, 43, true, false, kNoBudget, tf32x3, false, true});
+    case 8:
+      return run(settings_of(linear, Normalization::frobenius_centered, smooth_l1),
+                 {1, 0, true, true, kNoBudget, ieee});
     default:
       std::fprintf(stderr, "there is no case %d\n", number);
       std::exit(2);
   }
 }
 
-constexpr int kCases = 8;
+constexpr int kCases = 9;
 
 }  // namespace stress
