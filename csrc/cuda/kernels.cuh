@@ -5,11 +5,11 @@
 
 #include "angle.cuh"
 #include "center.cuh"
+#include "centered_rows.cuh"
 #include "count.cuh"
 #include "gram.cuh"
 #include "means.cuh"
 #include "product.cuh"
-#include "centered_rows.cuh"
 
 namespace affkd::cuda {
 
@@ -105,9 +105,9 @@ inline Kernel kernel_of(Phase phase, bool centered) {
     case Phase::count:
       return {count_kernel<T>, shared_bytes<typename CountBlock<T>::Shared>()};
     case Phase::rows:
-      return centered ? Kernel{centered_rows_kernel<T>,
-                               shared_bytes<typename CenteredRows<T>::Shared>()}
-                      : Kernel{rows_kernel<T>, shared_bytes<typename RowBlock<T, false>::Shared>()};
+      return centered
+                 ? Kernel{centered_rows_kernel<T>, shared_bytes<typename CenteredRows<T>::Shared>()}
+                 : Kernel{rows_kernel<T>, shared_bytes<typename RowBlock<T, false>::Shared>()};
     case Phase::center:
       return {center_kernel<T>, shared_bytes<typename CenterBlock<T>::Shared>()};
     case Phase::product:

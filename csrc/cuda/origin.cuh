@@ -106,9 +106,7 @@ class TileOrigin {
     return x;
   }
 
-  AFFKD_DEVICE T mean_of(T sum) const {
-    return count_ > 0 ? sum / static_cast<T>(count_) : T{0};
-  }
+  AFFKD_DEVICE T mean_of(T sum) const { return count_ > 0 ? sum / static_cast<T>(count_) : T{0}; }
 
   // The first valid key of a part, from an even or an odd one on, as items may alternate.
   AFFKD_DEVICE static int64_t find_sample(const Params& p, int64_t n) {

@@ -73,10 +73,9 @@ class ProductTile {
 
   // of dA, by all blocks of the matrix together; those of its rows are known
   AFFKD_DEVICE void sum_columns() {
-    share_out(queue_of(p_, Joint::gradient, matrix_), divide_up(p_.keys, kColumns), &shared_.unit,
-              [&](int64_t part) {
-                SumsBlock<T>(p_, true, shared_.sums).sum_columns(matrix_, part);
-              });
+    share_out(
+        queue_of(p_, Joint::gradient, matrix_), divide_up(p_.keys, kColumns), &shared_.unit,
+        [&](int64_t part) { SumsBlock<T>(p_, true, shared_.sums).sum_columns(matrix_, part); });
   }
 
   // A common offset of the features is no matter where the rows of V sum to 0 or s_i makes up for

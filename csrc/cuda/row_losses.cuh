@@ -40,8 +40,8 @@ class RowBlock {
       if (losses || pairs) {
         sweep(losses, round == 1 && p_.task.writes_pairs, round == 1 && scales);
       }
-      correction_ = known ? correction_
-                          : static_cast<T>(warp_sum(static_cast<double>(sums_.correction)));
+      correction_ =
+          known ? correction_ : static_cast<T>(warp_sum(static_cast<double>(sums_.correction)));
     }
     if (leaves_gradient()) {
       write_gradient_sum();
@@ -78,8 +78,7 @@ class RowBlock {
 
   AFFKD_DEVICE void prepare() {
     sides_.find_means(shared_.sums);
-    scalings_ =
-        matrix_scalings<T>(p_, normalization(), task_.matrix, shared_.states, shared_.sums);
+    scalings_ = matrix_scalings<T>(p_, normalization(), task_.matrix, shared_.states, shared_.sums);
     find_row_scalings(p_.settings, normalization(), sides_, scalings_);
   }
 

@@ -45,10 +45,10 @@ AFFKD_DEVICE RowScalings<T> matrix_scalings(const Params& p, Normalization kind,
     student.second = square(largest_norm(p, true, n, sums));
     teacher.second = square(largest_norm(p, false, n, sums));
   }
-  return {
-      matrix_scaling<T>(p, kind, true, n, student, sums),
-      matrix_scaling<T>(p, kind, false, n, teacher, sums),
-      static_cast<T>(statistic_of<T>(kind, student).slope_scale), static_cast<T>(student.first)};
+  return {matrix_scaling<T>(p, kind, true, n, student, sums),
+          matrix_scaling<T>(p, kind, false, n, teacher, sums),
+          static_cast<T>(statistic_of<T>(kind, student).slope_scale),
+          static_cast<T>(student.first)};
 }
 
 template <typename T>
