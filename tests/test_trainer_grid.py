@@ -246,7 +246,7 @@ def wait_for_runs(folder, count, process, seconds=120):
 def test_a_study_killed_at_random_moments_ends_with_the_same_table(tmp_path, tally):
     """All of its processes by one SIGKILL, several times, wherever they happen to be."""
     config = small(tmp_path / "whole", shares=[0.3, 1.0], seeds=[0, 1])
-    config = replace(config, base=replace(config.base, optimizer=OptimizerConfig(epochs=8)))
+    config = replace(config, base=replace(config.base, optimizer=OptimizerConfig(epochs=5)))
     torch.set_num_threads(1)
     started = time.monotonic()
     Grid(config, quiet).run()
