@@ -1,9 +1,9 @@
 """What the launcher of the Triton kernels costs the host: ``python -m benchmarks.launcher``.
 
 No GPU is needed. Kernels are compiled for one, loaded into a stand-in for the CUDA driver that
-computes nothing, and launched through Triton's own launcher: what is left is the Python, and the C
-that Triton has, of a call of loss and gradient. What the real driver takes for a launch comes on
-top. The exit status is 1 where a call takes longer than the launcher may.
+computes nothing, and launched: what is left is the Python of a call of loss and gradient. What the
+real driver takes for a launch comes on top. The exit status is 1 where a call takes longer than the
+launcher may.
 """
 
 from __future__ import annotations
@@ -42,8 +42,8 @@ LIMIT = 30e-6
 
 
 @contextmanager
-def stand_in_driver() -> Iterator[Callable[[], int]]:
-    """Triton's launcher over the stand-in, for tensors of a CPU; yields a count of launches."""
+def stand_in_driver() -> Iterator[ctypes.CDLL]:
+    """Triton over the stand-in, for tensors of a CPU; yields the stand-in."""
     with tempfile.TemporaryDirectory() as folder:
         library = Path(folder) / "libcuda.so.1"
         subprocess.run(
@@ -55,7 +55,7 @@ def stand_in_driver() -> Iterator[Callable[[], int]]:
         with mock.patch.dict(os.environ, TRITON_LIBCUDA_PATH=folder):
             _activate()
             _keep_freed_memory()
-            yield driver.stand_in_launches
+            yield driver
 
 
 def _keep_freed_memory() -> None:
@@ -119,13 +119,13 @@ def seconds_of(step: Callable[[], Any], rounds: int) -> tuple[float, float]:
 def measure(methods: tuple[str, ...], items: int, length: int, rounds: int) -> list[list[str]]:
     """Rows of a table: the loss, its launches, and microseconds of a call."""
     rows = []
-    with stand_in_driver() as launches:
+    with stand_in_driver() as driver:
         for method in methods:
             step = step_of(method, items, length)
             step()
-            before = launches()
+            before = driver.stand_in_launches()
             step()
-            count = launches() - before
+            count = driver.stand_in_launches() - before
             rows.append([method, f"{count}", *(f"{1e6 * x:.1f}" for x in seconds_of(step, rounds))])
     return rows
 

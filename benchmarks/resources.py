@@ -64,6 +64,7 @@ class Compilation:
     algorithm: str
     shape: tuple[int, int] = (4096, 512)
     keys: int = 0
+    masked: bool = False  # items, and pairs
 
 
 @dataclass(frozen=True)
@@ -99,11 +100,14 @@ def all_compilations() -> Iterator[Compilation]:
                 yield Compilation(method, dtype, precision, algorithm, (512, 128), 4096)
             # lengths and strides that no vector load divides
             yield Compilation("pkt", dtype, precision, algorithm, (4095, 511))
+            yield Compilation("pkt", dtype, precision, algorithm, masked=True)
+            yield Compilation("compress", dtype, precision, algorithm, (512, 128), 4096, True)
             if algorithm == "dense":
                 for method in (*_SELF, *_CROSS):
                     keys = 1024 if method in _CROSS else 0
                     yield Compilation(method, dtype, precision, algorithm, EVERYDAY, keys)
                 yield Compilation("pkt", dtype, precision, algorithm, (127, 511))
+                yield Compilation("pkt", dtype, precision, algorithm, EVERYDAY, masked=True)
                 for items in (512, 1024):
                     yield Compilation("pkt", dtype, precision, algorithm, (items, 512))
         for method in _WIDEST:
@@ -128,6 +132,8 @@ def some_compilations() -> Iterator[Compilation]:
     yield Compilation("rkd_distance", "bfloat16", "ieee", "tiled")
     yield Compilation("compress", "float32", "ieee", "tiled", (512, 128), 4096)
     yield Compilation("sp", "bfloat16 x float64", "ieee", "dense")
+    yield Compilation("pkt", "float64", "ieee", "dense", EVERYDAY, masked=True)
+    yield Compilation("pkt", "float64", "ieee", "tiled", masked=True)
 
 
 def spec_of(method: str) -> LossSpec:
@@ -151,7 +157,13 @@ def kernels(compilation: Compilation, capability: int) -> Iterator[Any]:
     sides = [torch.empty(1, items, length, dtype=x, device="meta") for x in (dtypes[0], dtypes[-1])]
     keys = [x.new_empty(1, compilation.keys, length) if compilation.keys else None for x in sides]
     spec = dataclasses.replace(spec, items="tokens")
-    inputs, _ = canonical_inputs(spec, *sides, *keys)
+    masks = {}
+    if compilation.masked:
+        counts = {"mask": (items,), "pair_mask": (items, compilation.keys or items)}
+        if compilation.keys:
+            counts["key_mask"] = (compilation.keys,)
+        masks = {k: torch.empty(1, *n, dtype=torch.bool, device="meta") for k, n in counts.items()}
+    inputs, _ = canonical_inputs(spec, *sides, *keys, **masks)
     needs = Needs(student=True, student_keys=compilation.method == "clip_affinity")
     how = (compilation.algorithm, capability, compilation.precision)
     return kernels_of(spec, inputs, needs, *how)
@@ -161,12 +173,13 @@ def compiled(shipped: Any) -> tuple[int, int, int]:
     """Registers, spilled bytes and shared bytes of a kernel, with what it is launched with."""
     from affkd_kernels.kernels.triton.configs import other_options
 
-    figures = _compiled(shipped, shipped.options)
-    for options in other_options(shipped.options):
-        if figures[1] == 0 or not shipped.retried:
-            break
-        figures = _compiled(shipped, options)
-    return figures
+    first = _compiled(shipped, shipped.options)
+    if first[1] and shipped.retried:
+        for options in other_options(shipped.options):
+            figures = _compiled(shipped, options)
+            if not figures[1]:
+                return figures
+    return first
 
 
 def _compiled(shipped: Any, options: dict[str, int]) -> tuple[int, int, int]:

@@ -1,15 +1,41 @@
-// A CUDA driver without a GPU: whatever Triton's launcher asks is granted, and launches are counted.
-// Enough for a kernel to be loaded and launched, and nothing is computed.
+// A CUDA driver without a GPU: whatever Triton's launcher asks is granted, and launches are counted
+// and, where that is asked for, written down. Enough for a kernel to be loaded and launched, and
+// nothing is computed.
 #include <stdint.h>
 #include <string.h>
 
 typedef int Result;
-static int64_t launched = 0;
+
+typedef struct {
+  unsigned grid[3], block[3], shared_bytes;
+  void *stream, *attributes;
+  unsigned attribute_count;
+} Config;
+
+// a launch; of its parameters the first 8 bytes each, of which a kernel may read fewer
+typedef struct {
+  Config config;
+  void *function;
+  int64_t parameters[128];
+} Launch;
+
+static int64_t launched = 0, refused = 0, to_keep = 0;
+static const int64_t *parameter_counts;
+static Launch *kept;
 
 int64_t stand_in_launches(void) { return launched; }
 
+// Writes down so many launches that follow, of which it is known how many parameters they have.
+void stand_in_keep(Launch *launches, const int64_t *counts, int64_t launch_count) {
+  kept = launches, parameter_counts = counts, to_keep = launch_count;
+}
+
+// Refuses so many launches that follow.
+void stand_in_refuse(int64_t launch_count) { refused = launch_count; }
+
 static Result grant(void **handle) {
-  *handle = (void *)(intptr_t)1;
+  static intptr_t handles = 0;
+  *handle = (void *)++handles;
   return 0;
 }
 
@@ -54,7 +80,13 @@ Result cuPointerGetAttribute(void *data, int attribute, unsigned long long point
   return 0;
 }
 
-Result cuLaunchKernelEx(const void *config, void *function, void **arguments, void **extra) {
+Result cuLaunchKernelEx(const Config *config, void *function, void **parameters, void **extra) {
+  if (refused) return --refused, 201;  // invalid context
   ++launched;
+  if (to_keep) {
+    --to_keep, kept->config = *config, kept->function = function;
+    for (int64_t i = 0; i < *parameter_counts; ++i) memcpy(&kept->parameters[i], parameters[i], 8);
+    ++kept, ++parameter_counts;
+  }
   return 0;
 }

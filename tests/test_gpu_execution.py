@@ -6,6 +6,7 @@ What they compute is checked by the tests of every other implementation, with ``
 from __future__ import annotations
 
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -127,6 +128,24 @@ def test_the_current_stream_is_taken(how: dict[str, str]) -> None:
         values = step(late, teacher, **how)
     stream.synchronize()
     assert all(map(torch.equal, values, expected))
+
+
+def test_threads_do_not_meet(how: dict[str, str]) -> None:
+    """Each has a stream of its own, and calls first for what another thread has called for."""
+    teacher = features(150, 64, seed=9)
+    students = [features(150, 64, seed=seed) for seed in range(4)]
+    expected = [step(student, teacher, **how) for student in students]
+    torch.cuda.synchronize()
+
+    def calls(student: Tensor) -> list[tuple[Tensor, Tensor]]:
+        with torch.cuda.stream(torch.cuda.Stream()):
+            values = [step(student, teacher, **how) for _ in range(50)]
+            torch.cuda.current_stream().synchronize()
+        return values
+
+    with ThreadPoolExecutor(len(students)) as pool:
+        for found, same in zip(pool.map(calls, students), expected, strict=True):
+            assert all(all(map(torch.equal, values, same)) for values in found)
 
 
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA devices")

@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+import types
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from affkd_kernels.spec import LossSpec, make_spec
 
 pytest.importorskip("triton")
 
-from affkd_kernels.kernels.triton import call, launch, plan, replay  # noqa: E402
+from affkd_kernels.kernels.triton import arguments, call, launch, plan  # noqa: E402
 
 THREE = ["gram", "rows", "multiply"]
 # equal pairs have to tie for a maximum, whose items are prepared once for all tiles
@@ -29,6 +30,19 @@ PREPARED = ["prepare", *THREE]
 MOVED = ["sum", *PREPARED]
 # which with most losses the gradient has to lose as well
 CENTERED = [*MOVED, "sum", "center"]
+
+
+class NotCompiled:
+    """Stands for a compiled kernel, whose launches are written down."""
+
+    launched: list[arguments.Launch] = []
+    metadata = types.SimpleNamespace(target=types.SimpleNamespace(backend="none"))
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def __getitem__(self, grid: tuple[int, ...]) -> Any:
+        return lambda *args: self.launched.append(arguments.Launch(self, grid, args))
 
 
 class Named(call.Call):
@@ -40,7 +54,7 @@ class Named(call.Call):
 
     def launch(self, kernel: Any, grid: tuple[int, ...], *args: Any, **choices: Any) -> None:
         self.names.append(kernel.fn.__name__.removesuffix("_kernel"))
-        self.launched.append(replay.Launch(self.names[-1], grid, args))
+        self.launched.append(arguments.Launch(NotCompiled(self.names[-1]), grid, args))
 
 
 def plan_of(
@@ -130,9 +144,8 @@ def assert_alike(argument: Any, first: Any, moved: dict[int, int]) -> None:
 
 
 @pytest.mark.parametrize("algorithm", ["dense", "tiled"])
-def test_a_call_can_be_launched_again(algorithm: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_call_can_be_launched_again(algorithm: str) -> None:
     """With its own tensors in the places of inputs and results, a replay has the same arguments."""
-    monkeypatch.setattr(replay, "_launcher", lambda device: lambda *launch: launched.append(launch))
     keys, student = torch.randn(1, 6, 4), torch.randn(1, 9, 4)
     for triple in valid_triples()[algorithm == "tiled" :: 4]:
         spec = make_spec(*triple.build(), items="tokens")
@@ -141,14 +154,15 @@ def test_a_call_can_be_launched_again(algorithm: str, monkeypatch: pytest.Monkey
             needs = Needs(student_keys=bank is not None, student_scale=spec.affinity.name == "gram")
             named = Named(plan.Plan(plan.Form.of(spec, inputs, needs, algorithm, 1.0)), inputs)
             first = launch.compute(named, needs)
-            launched: list[Any] = []
             named.finished(*first)
-            assert named.plan.replay is not None and named.plan.reads_as_given
+            assert named.plan.replay is not None and named.plan.replay.copied_to is None
+            NotCompiled.launched.clear()
             again = named.plan.replay(inputs)
+            launched = NotCompiled.launched
             assert [one[:2] for one in launched] == [one[:2] for one in named.launched]
             moved = {x.data_ptr(): x.data_ptr() for x in inputs if x is not None}
             for one, other in zip(launched, named.launched, strict=True):
-                assert_alike(one[2], other.arguments, moved)
+                assert_alike(one.arguments, other.arguments, moved)
             # nothing of the first call is left, and no two of its tensors have met
             kept = {x.data_ptr() for x in named.allocated if x.numel()}
             assert len(set(moved.values())) == len(moved) and not kept & set(moved.values())
@@ -157,24 +171,32 @@ def test_a_call_can_be_launched_again(algorithm: str, monkeypatch: pytest.Monkey
                 assert x is None or y is None or (x.shape, x.dtype) == (y.shape, y.dtype)
 
 
-def run_launcher(*arguments: str) -> list[list[str]]:
-    """The table that the command prints, in a process whose kernels are compiled."""
+def run_compiled(*command: str) -> str:
+    """What a command prints, in a process whose kernels are compiled."""
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
     run = subprocess.run(
-        [sys.executable, "-m", "benchmarks.launcher", *arguments],
+        [sys.executable, *command],
         env=environment,
         cwd=Path(__file__).parent.parent,
         capture_output=True,
         text=True,
     )
-    lines = [line for line in run.stdout.splitlines() if line.startswith("|")]
-    assert len(lines) > 2, run.stderr
-    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[2:]]
+    assert run.stdout and not run.stderr, run.stderr
+    return run.stdout
 
 
-@pytest.mark.skipif(not shutil.which("cc"), reason="needs a C compiler")
-def test_triton_s_launcher_takes_what_is_launched_again(tally: Any) -> None:
-    """Arguments in their number and kinds, for its own look-up and for a call that is replayed."""
-    (row,) = run_launcher("--rounds", "100", "pkt")
-    assert row[:2] == ["pkt", "3"]
-    tally("calls through Triton's launcher over a stand-in for the driver", 100)
+needs_compiler = pytest.mark.skipif(not shutil.which("cc"), reason="needs a C compiler")
+
+
+@needs_compiler
+def test_the_driver_is_given_what_triton_gives_it(tally: Any) -> None:
+    launches = run_compiled("tests/driver_launches.py")
+    assert int(launches) == 12
+    tally("launches compared with Triton's, over a stand-in for the driver", 12)
+
+
+@needs_compiler
+def test_what_a_call_costs_the_host_is_told() -> None:
+    lines = run_compiled("-m", "benchmarks.launcher", "--rounds", "100", "pkt").splitlines()
+    (row,) = [line for line in lines if line.startswith("| pkt")]
+    assert row.split("|")[2].strip() == "3"

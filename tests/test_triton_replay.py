@@ -51,10 +51,10 @@ def at_address(argument: Any, like: Any) -> Any:
 
 
 class Compiled:
-    """Stands for a compiled kernel, which is launched with all arguments in order."""
+    """Stands for a compiled kernel, which Triton launches with all arguments in order."""
 
     launches: list[Any] = []
-    function, packed_metadata = "function", "metadata"
+    metadata = types.SimpleNamespace(target=types.SimpleNamespace(backend="interpreter"))
 
     def __init__(self, kernel: Any, n_spills: int, arguments: Any) -> None:
         self.kernel, self.n_spills, self.arguments = kernel, n_spills, arguments
@@ -63,16 +63,13 @@ class Compiled:
         pass
 
     def __getitem__(self, grid: tuple[int, int, int]) -> Any:
-        return lambda *args: self.run(
-            *grid, "stream", self.function, self.packed_metadata, None, None, None, *args
-        )
+        def launch(*args: Any) -> None:
+            Compiled.launches.append(self)
+            count = len(self.arguments)
+            given = [at_address(*both) for both in zip(args[:count], self.arguments, strict=True)]
+            self.kernel[grid](*given, *args[count:])
 
-    def run(self, x: int, y: int, z: int, *rest: Any) -> None:
-        assert rest[:6] == ("stream", "function", "metadata", None, None, None)
-        Compiled.launches.append(self)
-        count, args = len(self.arguments), rest[6:]
-        given = [at_address(*both) for both in zip(args[:count], self.arguments, strict=True)]
-        self.kernel[(x, y, z)](*given, *args[count:])
+        return launch
 
 
 class Jitted:
@@ -101,12 +98,8 @@ def jitted_kernels(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     for module in MODULES:
         for name in [name for name in vars(module) if name.endswith("_kernel")]:
             monkeypatch.setattr(module, name, Jitted(getattr(module, name)))
-    device = types.SimpleNamespace(
-        get_current_device=lambda: 0, get_current_stream=lambda device: "stream"
-    )
     # a workspace of bytes, all of which a kernel has to write before it reads them
     monkeypatch.setattr(replay.torch, "empty", poisoned_bytes)
-    monkeypatch.setattr("triton.runtime.driver", types.SimpleNamespace(active=device))
     Jitted.compiled = 0
     Compiled.launches = []
     plan.make_plan.cache_clear()

@@ -3,8 +3,8 @@
 The parts, from the outside in:
 
 - ``launch``: the entry points; ``plan``: what calls of one form share; ``replay``: how a call is
-  done again; ``configs``: tile sizes by architecture; ``ahead``: the same launches written down, to
-  be compiled without a GPU.
+  done again, with ``arguments`` that lie ready; ``configs``: tile sizes by architecture; ``ahead``:
+  the same launches written down, to be compiled without a GPU.
 - ``call``: the launches up to the loss; ``stash``: those of an everyday batch, three of them;
   ``panels``: those of any other's backward.
 - ``grams``, ``rows``, ``multiply``: the kernels of an everyday batch.
@@ -23,6 +23,7 @@ from __future__ import annotations
 import functools
 import importlib.util
 import os
+from types import ModuleType
 
 import torch
 from torch import Tensor
@@ -68,9 +69,7 @@ def loss_and_grad(spec: LossSpec, inputs: Inputs, needs: Needs, algorithm: str) 
         needs: which of student, student_keys and student_scale get a gradient.
         algorithm: ``"dense"`` holds both affinity matrices, ``"tiled"`` neither.
     """
-    from . import launch
-
-    return launch.loss_and_grad(spec, inputs, needs, algorithm)
+    return _entry_points().loss_and_grad(spec, inputs, needs, algorithm)
 
 
 def row_losses(spec: LossSpec, inputs: Inputs, algorithm: str) -> Tensor:
@@ -78,6 +77,12 @@ def row_losses(spec: LossSpec, inputs: Inputs, algorithm: str) -> Tensor:
 
     Arguments are those of :func:`loss_and_grad`.
     """
+    return _entry_points().row_losses(spec, inputs, algorithm)
+
+
+@functools.cache
+def _entry_points() -> ModuleType:
+    """The module that imports Triton."""
     from . import launch
 
-    return launch.row_losses(spec, inputs, algorithm)
+    return launch

@@ -20,7 +20,7 @@ from . import angle
 from .call import Call
 from .configs import Config
 from .launch import compute
-from .plan import Form, Plan, of_one_width
+from .plan import Form, Plan
 
 _POINTERS = {
     torch.float64: "*fp64",
@@ -28,6 +28,7 @@ _POINTERS = {
     torch.float16: "*fp16",
     torch.bfloat16: "*bf16",
     torch.bool: "*i1",
+    torch.int64: "*i64",
 }
 
 
@@ -82,7 +83,6 @@ def kernels_of(
         capability: of the architecture to compile for, as in 90.
         precision: of float32 products: "ieee", "tf32x3" or "tf32".
     """
-    inputs = of_one_width(inputs)
     form = Form.of(spec, inputs, needs, algorithm, 1.0)
     form = form._replace(capability=capability, precision=precision)
     call = Recording(Plan(form), inputs)

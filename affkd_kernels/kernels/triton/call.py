@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ...inputs import Inputs
 from . import centering, combine, finish, grams, prepare, sweeps
+from .arguments import Launch
 from .configs import Config
 from .items import Items, Sums, item_strides, readable, same_place, side_of
 from .layout import (
@@ -22,7 +23,7 @@ from .layout import (
     Pairs,
 )
 from .plan import Plan, blocks_of, compile_kernel
-from .replay import Launch, Replay
+from .replay import Replay
 
 # items a program prepares, features at a time, and rows that a combining program takes
 ITEMS, FEATURES, ROWS = 16, 64, 128
@@ -97,8 +98,11 @@ class Call:
     def finished(self, *results: Tensor | None) -> None:
         """Keeps what the next call of the same form needs."""
         if not self.interpreted:
-            self.plan.replay = Replay(self.inputs, self.allocated, self.launched, results)
-            self.plan.reads_as_given = all(map(same_place, self.given, self.inputs))
+            copied = not all(map(same_place, self.given, self.inputs))
+            copied_to = self.plan.dtype if copied else None
+            self.plan.replay = Replay(
+                self.inputs, self.allocated, self.launched, results, copied_to
+            )
 
     def sweep(self, kernel: Any, grid: tuple[int, ...], *args: Any, **constants: Any) -> None:
         """Launch a kernel that goes over tiles of pairs."""

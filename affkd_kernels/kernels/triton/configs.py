@@ -48,6 +48,16 @@ class Config(NamedTuple):
 _INTERPRETER = Config(Shape(32, 16, 16, "ieee", True), 4, 1)
 
 
+class Operands(NamedTuple):
+    """What a tile of pairs is made of."""
+
+    dtype: torch.dtype
+    precision: str  # of float32 products
+    mixed: bool  # whether operands of several dtypes meet
+    aligned: bool  # whether rows of features load 16 bytes at a time
+    pair_mask: bool  # which has an address for every pair
+
+
 def dot_precision() -> str:
     """The precision of float32 products, by what the caller has set for PyTorch's own."""
     if torch.version.hip is not None:
@@ -74,39 +84,36 @@ def architecture(device: torch.device) -> tuple[int, int]:
     return 10 * properties.major + properties.minor, properties.multi_processor_count
 
 
-def sweep_config(
-    capability: int, dtype: torch.dtype, precision: str, mixed: bool, aligned: bool
-) -> Config:
-    """Of the sweeps that compute their pairs.
+def _precision_of(operands: Operands) -> str:
+    """Only float32 products have a choice."""
+    return operands.precision if operands.dtype == torch.float32 else "ieee"
 
-    `mixed`: operands of several dtypes meet; `aligned`: rows of features load 16 bytes at a time.
-    """
+
+def sweep_config(capability: int, operands: Operands) -> Config:
+    """Of the sweeps that compute their pairs."""
     if capability == 0:
         return _INTERPRETER
-    if dtype != torch.float32:
-        precision = "ieee"  # there is no other
-    half = dtype.itemsize == 2
+    precision, half = _precision_of(operands), operands.dtype.itemsize == 2
     # without products on tensor cores, or with an address for every number, less fits
-    if not aligned or (precision == "ieee" and not half):
-        return Config(Shape(32, 32, 16, precision, mixed), 8, 2)
+    if not operands.aligned or (precision == "ieee" and not half):
+        return Config(Shape(32, 32, 16, precision, operands.mixed), 8, 2)
     if capability in _LARGE:
-        return Config(Shape(64, 32, 32, precision, mixed), 8, 3)
+        return Config(Shape(64, 32, 32, precision, operands.mixed), 8, 3)
     if precision == "tf32x3":
-        return Config(Shape(64, 32, 16, precision, mixed), 8, 3)
-    return Config(Shape(32, 32, 32, precision, mixed), 8, 3)
+        rows = 32 if operands.pair_mask else 64
+        return Config(Shape(rows, 32, 16, precision, operands.mixed), 8, 3)
+    return Config(Shape(32, 32, 32, precision, operands.mixed), 8, 3)
 
 
-def gradient_config(
-    capability: int, dtype: torch.dtype, precision: str, mixed: bool, aligned: bool
-) -> Config:
+def gradient_config(capability: int, operands: Operands) -> Config:
     """Of the sweep for V alone, a tile a program."""
-    if capability in _LARGE and dtype != torch.float64 and aligned:
-        if dtype != torch.float32:
-            precision = "ieee"
-        if dtype == torch.float32 and precision == "ieee":
-            return Config(Shape(64, 64, 16, precision, mixed), 8, 2)
-        return Config(Shape(64, 64, 32, precision, mixed), 8, 3)
-    return sweep_config(capability, dtype, precision, mixed, aligned)
+    wide = capability in _LARGE and operands.dtype != torch.float64
+    if wide and operands.aligned and not operands.pair_mask:
+        precision = _precision_of(operands)
+        if operands.dtype == torch.float32 and precision == "ieee":
+            return Config(Shape(64, 64, 16, precision, operands.mixed), 8, 2)
+        return Config(Shape(64, 64, 32, precision, operands.mixed), 8, 3)
+    return sweep_config(capability, operands)
 
 
 def held_config(capability: int) -> Config:
@@ -138,17 +145,14 @@ def product_config(capability: int, dtype: torch.dtype, precision: str) -> Confi
     return Config(Shape(64, 64, inner, precision, True), 8, 3)
 
 
-def stash_config(
-    capability: int, dtype: torch.dtype, precision: str, mixed: bool, aligned: bool
-) -> Config:
+def stash_config(capability: int, operands: Operands) -> Config:
     """Of the kernel that fills a stash, for which small tiles make programs enough."""
     if capability == 0:
         return _INTERPRETER
-    if dtype != torch.float32:
-        precision = "ieee"
-    if not aligned or (precision == "ieee" and dtype.itemsize > 2):
-        return Config(Shape(32, 32, 16, precision, mixed), 8, 2)
-    return Config(Shape(32, 32, 32, precision, mixed), 4, 3)
+    precision, half = _precision_of(operands), operands.dtype.itemsize == 2
+    if not operands.aligned or (precision == "ieee" and not half):
+        return Config(Shape(32, 32, 16, precision, operands.mixed), 8, 2)
+    return Config(Shape(32, 32, 32, precision, operands.mixed), 4, 3)
 
 
 def rows_config(capability: int, keys: int) -> Config:
@@ -182,11 +186,15 @@ def other_options(options: dict[str, int]) -> Iterator[dict[str, int]]:
     """With which to compile a kernel instead that spills, in this order.
 
     How many registers NVIDIA's assembler settles for changes with every line of a kernel: now and
-    then it stays a register short of what it needs, for the sake of a program more at once.
+    then it stays a register short of what it needs, for the sake of a program more at once. Where
+    255 are not enough, as with masks of pairs, less is loaded ahead or more threads share a tile.
     """
     if torch.version.hip is None:
         for registers in _REGISTERS:
             yield {**options, "maxnreg": registers}
+    if "num_warps" in options:
+        yield {**options, "num_stages": 1}
+        yield {**options, "num_warps": 2 * options["num_warps"]}
 
 
 def splits_of(blocks: int, tiles: int, multiprocessors: int) -> tuple[int, int]:

@@ -47,16 +47,23 @@ class Sums(NamedTuple):
 
 
 def readable(inputs: Inputs, dtype: torch.dtype) -> Inputs:
-    """The inputs as kernels read them, each a tensor object of its own."""
+    """The inputs as kernels read them, each a tensor object of its own.
+
+    Triton's compiler fails on a float64 product of an operand that anything narrower than 32 bits
+    goes into: all features are float64 where some are, and the masks of their items as wide.
+    """
     features = ("student", "teacher", "student_keys", "teacher_keys")
     given = {name: x.detach() for name, x in inputs._asdict().items() if x is not None}
     if "row_weight" in given:
         given["row_weight"] = given["row_weight"].to(dtype)
     for name in given:
         if name in features:
-            given[name] = _rows(given[name])
+            x = given[name]
+            given[name] = _rows(x.to(dtype) if dtype == torch.float64 else x)
         elif given[name].ndim:
             given[name] = given[name].contiguous()
+        if name in ("mask", "key_mask") and dtype == torch.float64:
+            given[name] = given[name].to(torch.int64)
     return inputs._replace(**given)
 
 

@@ -12,32 +12,28 @@ from ...spec import LossSpec
 from ..result import LossAndGrad, Needs
 from . import panels, stash
 from .call import Call
-from .items import readable
-from .plan import Form, Plan, make_plan, of_one_width, on_device
+from .plan import Form, make_plan, on_device
 
 
 def loss_and_grad(spec: LossSpec, inputs: Inputs, needs: Needs, algorithm: str) -> LossAndGrad:
     """The loss and the gradients that ``needs`` asks for; see the package's own docstring."""
-    inputs = of_one_width(inputs)
-    with on_device(inputs.student.device):
-        if spec.axis == "row":
-            return _one_direction(spec, inputs, needs, algorithm, 1.0)
-        if spec.axis == "column":
-            return _other_direction(spec, inputs, needs, algorithm, 1.0)
-        by_row = _one_direction(spec, inputs, needs, algorithm, 0.5)
-        by_column = _other_direction(spec, inputs, needs, algorithm, 0.5)
-        return by_row.plus(by_column)
+    if spec.axis == "row":
+        return _one_direction(spec, inputs, needs, algorithm, 1.0)
+    if spec.axis == "column":
+        return _other_direction(spec, inputs, needs, algorithm, 1.0)
+    by_row = _one_direction(spec, inputs, needs, algorithm, 0.5)
+    by_column = _other_direction(spec, inputs, needs, algorithm, 0.5)
+    return by_row.plus(by_column)
 
 
 def row_losses(spec: LossSpec, inputs: Inputs, algorithm: str) -> Tensor:
     """The weighted row losses [N, Q], or [N, K] of a softmax over columns; no gradients."""
-    inputs = of_one_width(inputs)
     if spec.axis == "column" and inputs.student_keys is not None:
         spec, inputs = _exchanged(spec), inputs.exchanged()
-    with on_device(inputs.student.device):
-        plan = make_plan(Form.of(spec, inputs, None, algorithm, 1.0))
+    plan = make_plan(Form.of(spec, inputs, None, algorithm, 1.0))
+    with on_device(plan.form.device):
         if plan.replay is not None:
-            (again,) = _replayed(plan, inputs)
+            (again,) = plan.replay(inputs)
             assert again is not None
             return again
         call = Call(plan, inputs)
@@ -50,21 +46,17 @@ def row_losses(spec: LossSpec, inputs: Inputs, algorithm: str) -> Tensor:
         return rows
 
 
-def _replayed(plan: Plan, inputs: Inputs) -> list[Tensor | None]:
-    assert plan.replay is not None
-    return plan.replay(inputs if plan.reads_as_given else readable(inputs, plan.dtype))
-
-
 def _one_direction(
     spec: LossSpec, inputs: Inputs, needs: Needs, algorithm: str, factor: float
 ) -> LossAndGrad:
     plan = make_plan(Form.of(spec, inputs, needs, algorithm, factor))
-    if plan.replay is not None:
-        return LossAndGrad(*_replayed(plan, inputs))  # type: ignore[arg-type]
-    call = Call(plan, inputs)
-    result = compute(call, needs)
-    call.finished(*result)
-    return result
+    with on_device(plan.form.device):
+        if plan.replay is not None:
+            return LossAndGrad(*plan.replay(inputs))  # type: ignore[arg-type]
+        call = Call(plan, inputs)
+        result = compute(call, needs)
+        call.finished(*result)
+        return result
 
 
 def compute(call: Call, needs: Needs) -> LossAndGrad:

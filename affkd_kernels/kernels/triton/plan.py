@@ -12,7 +12,6 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
 
 from ...inputs import Inputs
 from ...spec import LossSpec
@@ -44,10 +43,6 @@ class Metadata(NamedTuple):
     dtype: torch.dtype
     aligned: bool  # to 16 bytes
 
-    @staticmethod
-    def of(x: Tensor | None) -> Metadata | None:
-        return x if x is None else Metadata(x.shape, x.stride(), x.dtype, x.data_ptr() % 16 == 0)
-
 
 class Form(NamedTuple):
     """The key of a plan."""
@@ -65,25 +60,13 @@ class Form(NamedTuple):
     def of(
         spec: LossSpec, inputs: Inputs, needs: Needs | None, algorithm: str, factor: float
     ) -> Form:
-        tensors = tuple(map(Metadata.of, inputs))
+        tensors = [
+            x if x is None else Metadata(x.shape, x.stride(), x.dtype, x.data_ptr() % 16 == 0)
+            for x in inputs
+        ]
         precision, device = configs.dot_precision(), inputs.student.device
         capability, _ = configs.architecture(device)
-        return Form(spec, needs, algorithm, factor, precision, device, capability, tensors)
-
-
-def of_one_width(inputs: Inputs) -> Inputs:
-    """All features as float64, where some are.
-
-    Triton's compiler fails on a float64 product of an operand that was loaded in half precision.
-    """
-    if inputs.dtype != torch.float64:
-        return inputs
-    wide = {
-        name: x.to(torch.float64)
-        for name in ("student", "teacher", "student_keys", "teacher_keys")
-        if (x := getattr(inputs, name)) is not None
-    }
-    return inputs._replace(**wide)
+        return Form(spec, needs, algorithm, factor, precision, device, capability, tuple(tensors))
 
 
 class Plan:
@@ -120,10 +103,8 @@ class Plan:
             self.sweep = configs.held_config(form.capability)
         self.sweep = configs.addressed(self.sweep, self.keys, 0)
         self.small_options = configs.small_options(form.capability, self.dtype)
-        # how to do it again, once a first call has come to its end; and whether the kernels then
-        # read the inputs as they are given, or copies
+        # how to do it again, once a first call has come to its end
         self.replay: Replay | None = None
-        self.reads_as_given = False
 
     def _choices(self) -> Choices:
         known = self.metadata
@@ -145,7 +126,7 @@ class Plan:
     def _configs(self) -> tuple[configs.Config, ...]:
         known, precision, capability = self.metadata, self.form.precision, self.form.capability
         sides = (known.student, known.teacher, known.student_keys, known.teacher_keys)
-        dtypes = {x.dtype for x in sides if x is not None}
+        dtypes = {self._read(x) for x in sides if x is not None}
         if self.how.copied:
             # what loses a mean is in the dtype of the computation
             if dtypes <= set(_HALF):
@@ -160,10 +141,9 @@ class Plan:
             for x in (known.student_keys or known.student, known.student)
         ]
         tile_config = configs.stash_config if self.stashed else configs.sweep_config
-        tiles, gradient = (
-            make(capability, features, precision, mixed, aligned)
-            for make in (tile_config, configs.gradient_config)
-        )
+        operands = configs.Operands(features, precision, mixed, aligned, self.how.pair_mask)
+        tiles = tile_config(capability, operands)
+        gradient = configs.gradient_config(capability, operands)
         if self.how.largest and not self.dense:
             tiles = gradient = configs.repeatable(tiles, self.self_affinity)
         longest = max(self.student_dim, self.teacher_dim)
@@ -175,9 +155,13 @@ class Plan:
         steps = x.shape[2:] if self.copied else (*x.stride[:2], x.shape[2])
         return all(step % 16 == 0 for step in steps) and (self.copied or x.aligned)
 
+    def _read(self, features: Any) -> torch.dtype:
+        """The dtype in which kernels read features: see `readable`."""
+        return self.dtype if self.dtype == torch.float64 else features.dtype
+
     def _multiplied(self, features: Any) -> torch.dtype:
         """The dtype in which V meets features."""
-        return self.dtype if self.how.copied else features.dtype
+        return self.dtype if self.how.copied else self._read(features)
 
     def splits(self, blocks: int, tiles: int) -> tuple[int, int]:
         return configs.splits_of(blocks, tiles, self.multiprocessors)
