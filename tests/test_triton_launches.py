@@ -181,7 +181,7 @@ def run_compiled(*command: str) -> str:
         capture_output=True,
         text=True,
     )
-    assert run.stdout and not run.stderr, run.stderr
+    assert run.stdout and "Traceback" not in run.stderr, run.stderr
     return run.stdout
 
 
