@@ -41,7 +41,7 @@ class Shipped(NamedTuple):
     attributes: dict[tuple[int, ...], Any]
     options: dict[str, int]
     capability: int
-    # whether its launch compiles it once more where it spills
+    # whether its launch compiles it with other options where it spills
     retried: bool = True
 
     @property

@@ -52,10 +52,19 @@ class Operands(NamedTuple):
     """What a tile of pairs is made of."""
 
     dtype: torch.dtype
-    precision: str  # of float32 products
+    precision: str  # of its products
     mixed: bool  # whether operands of several dtypes meet
     aligned: bool  # whether rows of features load 16 bytes at a time
     pair_mask: bool  # which has an address for every pair
+
+    @property
+    def crowded(self) -> bool:
+        """Without products on tensor cores, or with an address for every number, less fits."""
+        half = self.dtype.itemsize == 2
+        return not self.aligned or (self.precision == "ieee" and not half)
+
+    def shape(self, rows: int, columns: int, inner: int) -> Shape:
+        return Shape(rows, columns, inner, self.precision, self.mixed)
 
 
 def dot_precision() -> str:
@@ -84,36 +93,27 @@ def architecture(device: torch.device) -> tuple[int, int]:
     return 10 * properties.major + properties.minor, properties.multi_processor_count
 
 
-def _precision_of(operands: Operands) -> str:
-    """Only float32 products have a choice."""
-    return operands.precision if operands.dtype == torch.float32 else "ieee"
-
-
 def sweep_config(capability: int, operands: Operands) -> Config:
     """Of the sweeps that compute their pairs."""
     if capability == 0:
         return _INTERPRETER
-    precision, half = _precision_of(operands), operands.dtype.itemsize == 2
-    # without products on tensor cores, or with an address for every number, less fits
-    if not operands.aligned or (precision == "ieee" and not half):
-        return Config(Shape(32, 32, 16, precision, operands.mixed), 8, 2)
+    if operands.crowded:
+        return Config(operands.shape(32, 32, 16), 8, 2)
     if capability in _LARGE:
-        return Config(Shape(64, 32, 32, precision, operands.mixed), 8, 3)
-    if precision == "tf32x3":
-        rows = 32 if operands.pair_mask else 64
-        return Config(Shape(rows, 32, 16, precision, operands.mixed), 8, 3)
-    return Config(Shape(32, 32, 32, precision, operands.mixed), 8, 3)
+        return Config(operands.shape(64, 32, 32), 8, 3)
+    if operands.precision == "tf32x3":
+        return Config(operands.shape(32 if operands.pair_mask else 64, 32, 16), 8, 3)
+    return Config(operands.shape(32, 32, 32), 8, 3)
 
 
 def gradient_config(capability: int, operands: Operands) -> Config:
     """Of the sweep for V alone, a tile a program."""
     wide = capability in _LARGE and operands.dtype != torch.float64
-    if wide and operands.aligned and not operands.pair_mask:
-        precision = _precision_of(operands)
-        if operands.dtype == torch.float32 and precision == "ieee":
-            return Config(Shape(64, 64, 16, precision, operands.mixed), 8, 2)
-        return Config(Shape(64, 64, 32, precision, operands.mixed), 8, 3)
-    return sweep_config(capability, operands)
+    if not wide or not operands.aligned or operands.pair_mask:
+        return sweep_config(capability, operands)
+    if operands.crowded:
+        return Config(operands.shape(64, 64, 16), 8, 2)
+    return Config(operands.shape(64, 64, 32), 8, 3)
 
 
 def held_config(capability: int) -> Config:
@@ -149,10 +149,9 @@ def stash_config(capability: int, operands: Operands) -> Config:
     """Of the kernel that fills a stash, for which small tiles make programs enough."""
     if capability == 0:
         return _INTERPRETER
-    precision, half = _precision_of(operands), operands.dtype.itemsize == 2
-    if not operands.aligned or (precision == "ieee" and not half):
-        return Config(Shape(32, 32, 16, precision, operands.mixed), 8, 2)
-    return Config(Shape(32, 32, 32, precision, operands.mixed), 4, 3)
+    if operands.crowded:
+        return Config(operands.shape(32, 32, 16), 8, 2)
+    return Config(operands.shape(32, 32, 32), 4, 3)
 
 
 def rows_config(capability: int, keys: int) -> Config:

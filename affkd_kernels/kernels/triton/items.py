@@ -52,19 +52,19 @@ def readable(inputs: Inputs, dtype: torch.dtype) -> Inputs:
     Triton's compiler fails on a float64 product of an operand that anything narrower than 32 bits
     goes into: all features are float64 where some are, and the masks of their items as wide.
     """
-    features = ("student", "teacher", "student_keys", "teacher_keys")
     given = {name: x.detach() for name, x in inputs._asdict().items() if x is not None}
-    if "row_weight" in given:
-        given["row_weight"] = given["row_weight"].to(dtype)
-    for name in given:
-        if name in features:
-            x = given[name]
-            given[name] = _rows(x.to(dtype) if dtype == torch.float64 else x)
-        elif given[name].ndim:
-            given[name] = given[name].contiguous()
-        if name in ("mask", "key_mask") and dtype == torch.float64:
-            given[name] = given[name].to(torch.int64)
-    return inputs._replace(**given)
+    return inputs._replace(**{name: _as_read(name, x, dtype) for name, x in given.items()})
+
+
+def _as_read(name: str, x: Tensor, dtype: torch.dtype) -> Tensor:
+    wide = dtype == torch.float64
+    if name in ("student", "teacher", "student_keys", "teacher_keys"):
+        return _rows(x.to(dtype) if wide else x)
+    if name == "row_weight":
+        x = x.to(dtype)
+    if name in ("mask", "key_mask") and wide:
+        x = x.to(torch.int64)
+    return x.contiguous()
 
 
 def same_place(x: Tensor | None, y: Tensor | None) -> bool:

@@ -141,7 +141,9 @@ class Plan:
             for x in (known.student_keys or known.student, known.student)
         ]
         tile_config = configs.stash_config if self.stashed else configs.sweep_config
-        operands = configs.Operands(features, precision, mixed, aligned, self.how.pair_mask)
+        # only float32 products have a choice
+        of_pairs = precision if features == torch.float32 else "ieee"
+        operands = configs.Operands(features, of_pairs, mixed, aligned, self.how.pair_mask)
         tiles = tile_config(capability, operands)
         gradient = configs.gradient_config(capability, operands)
         if self.how.largest and not self.dense:

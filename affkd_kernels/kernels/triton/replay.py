@@ -31,6 +31,48 @@ class _Place(NamedTuple):
     offset: int
 
 
+class _Memory:
+    """Where the tensors of a call lie: each in an input, the workspace or an output."""
+
+    def __init__(
+        self, inputs: Sequence[Tensor], allocated: Sequence[Tensor], outputs: Sequence[Tensor]
+    ) -> None:
+        self.bytes = 0  # of the workspace
+        self._allocated = allocated
+        self._places = {id(x): _Place(base, 0) for base, x in enumerate(inputs)}
+        workspace = len(inputs)
+        for x in allocated:
+            if all(x is not y for y in outputs):
+                self._places[id(x)] = _Place(workspace, self.bytes)
+                self.bytes += -(-max(x.nbytes, 1) // _ALIGNMENT) * _ALIGNMENT
+        for number, x in enumerate(outputs):
+            self._places[id(x)] = _Place(workspace + 1 + number, 0)
+        self._addresses: dict[_Place, Address] = {}
+
+    @property
+    def addresses(self) -> list[_Place]:
+        """Of what `addressed` was given, in the order of their numbers."""
+        return list(self._addresses)
+
+    def addressed(self, argument: Any) -> Any:
+        """An argument of a launch, with addresses in place of tensors."""
+        if isinstance(argument, tuple):
+            return tuple(map(self.addressed, argument))
+        if not isinstance(argument, Tensor):
+            return argument
+        if not argument.numel():
+            return 0  # nobody reads it
+        number = len(self._addresses)
+        return self._addresses.setdefault(self._place_of(argument), Address(number))
+
+    def _place_of(self, x: Tensor) -> _Place:
+        if id(x) in self._places:
+            return self._places[id(x)]
+        (holder,) = (y for y in self._allocated if _lies_in(x, y))
+        base, offset = self._places[id(holder)]
+        return _Place(base, offset + x.data_ptr() - holder.data_ptr())
+
+
 class Replay:
     """The launches of a form of call, and where their arguments come from.
 
@@ -61,36 +103,12 @@ class Replay:
         outputs = [x for x in allocated if any(y is x or _lies_in(y, x) for y in returned)]
         self.outputs = [(tuple(x.shape), x.stride(), x.dtype) for x in outputs]
         self.results = [None if x is None else _view(x, outputs) for x in results]
-        bases = {id(inputs[i]): _Place(base, 0) for base, i in enumerate(self.given)}
-        workspace, self.bytes = len(self.given), 0
-        for x in allocated:
-            if all(x is not y for y in outputs):
-                bases[id(x)] = _Place(workspace, self.bytes)
-                self.bytes += -(-max(x.nbytes, 1) // _ALIGNMENT) * _ALIGNMENT
-        for number, x in enumerate(outputs):
-            bases[id(x)] = _Place(workspace + 1 + number, 0)
-
-        def place_of(x: Tensor) -> _Place:
-            if id(x) in bases:
-                return bases[id(x)]
-            (holder,) = (y for y in allocated if _lies_in(x, y))
-            base, offset = bases[id(holder)]
-            return _Place(base, offset + x.data_ptr() - holder.data_ptr())
-
-        places: dict[_Place, Address] = {}
-
-        def addressed(x: Any) -> Any:
-            """An argument, with addresses in place of tensors."""
-            if isinstance(x, tuple):
-                return tuple(map(addressed, x))
-            if not isinstance(x, Tensor):
-                return x
-            if not x.numel():
-                return 0  # nobody reads it
-            return places.setdefault(place_of(x), Address(len(places)))
-
-        self.launches = [one._replace(arguments=addressed(one.arguments)) for one in launches]
-        self.places = list(places)  # in the order of their numbers
+        memory = _Memory([x for x in inputs if x is not None], allocated, outputs)
+        self.bytes = memory.bytes
+        self.launches = [
+            one._replace(arguments=memory.addressed(one.arguments)) for one in launches
+        ]
+        self.places = memory.addresses
         self.prepared: PreparedLaunches | None = None
         if can_prepare(self.launches):
             self.prepared = PreparedLaunches(self.launches, len(self.places))
